@@ -1,0 +1,158 @@
+"""The `jaxbig` command: its commands, what it prints when something goes wrong, and its exit codes.
+
+Only the standard library is imported here, so that `jaxbig --help` answers at once; what is heavy is imported by the
+experiment that is run.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from jaxbig import __version__
+from jaxbig.errors import UsageError, UserError
+
+_HELP = """\
+usage: jaxbig [--help] [--version] [--debug] COMMAND ...
+
+Techniques for the whole life of a large JAX model: train, transfer, tune, distill, prune, quantise, export.
+
+commands:
+  run FILE [--field value ...]   run an experiment: a Python file with a frozen dataclass `Config` and `main(config)`
+  run FILE --help                show what the experiment does, and each field's default and meaning
+
+options:
+  -h, --help    show this message
+  --version     show the version
+  --debug       show the whole traceback of an error (may stand anywhere on the line)
+
+exit codes: 0 done, 1 it failed, 2 the command line is wrong, 130 interrupted
+
+example: jaxbig run experiments/quickstart.py --epochs 5 --seed 1
+"""
+
+_RUN_HELP = """\
+usage: jaxbig run FILE [--field value ...]
+
+Run FILE, a Python file with a frozen dataclass `Config` and `main(config)`. Each field of `Config` is an option.
+
+  jaxbig run FILE --help   show what the experiment does, and each field's default and meaning
+
+A smallest experiment:
+
+  import dataclasses
+
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+      epochs: int = 5
+      \"\"\"Passes over the training data.\"\"\"
+
+  def main(config: Config) -> None:
+      print(config.epochs)
+"""
+
+_LONGEST_MESSAGE = 600
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `jaxbig` command and turn every error into one line on stderr and an exit code.
+
+    Args:
+        argv: the words after `jaxbig`; None takes them from the process.
+
+    Returns:
+        0 done, 1 failure, 2 usage, 130 interrupted.
+
+    Example:
+        >>> main(["--version"])
+        jaxbig 0.1.0
+        0
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _dispatch(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        # Whoever read our output has left (`jaxbig run FILE --help | head`); Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except UsageError as error:
+        return _fail(f"error: {_one_line(error)}", 2, debug)
+    except UserError as error:
+        return _fail(f"error: {_one_line(error)}", 1, debug)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: reported, with the traceback one flag away
+        return _fail(f"error: {_describe(error, _named_file(words))}", 1, debug)
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    command, rest = (words[0], words[1:]) if words else ("", [])
+    if command in ("-h", "--help", "help"):
+        _say(_HELP)
+    elif command == "--version":
+        _say(f"jaxbig {__version__}\n")
+    elif command == "run":
+        _run(rest)
+    elif not command:
+        raise UsageError("no command; try `jaxbig run FILE`, or `jaxbig --help`")
+    else:
+        kind = "option" if command.startswith("-") else "command"
+        near = difflib.get_close_matches(command, ["run", "--help", "--version", "--debug"], n=1)
+        hint = f"did you mean {near[0]}?" if near else "try `jaxbig --help`"
+        raise UsageError(f"unknown {kind} {command}; {hint}")
+
+
+def _run(words: list[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        _say(_RUN_HELP)
+        return
+    if not words:
+        raise UsageError("no file; try `jaxbig run FILE [--field value]`, for example experiments/quickstart.py")
+    if words[0].startswith("-"):
+        raise UsageError(f"the file comes before {words[0]}: jaxbig run FILE [--field value]")
+    from jaxbig.experiment import load, parse
+
+    experiment = load(words[0])
+    experiment.main(parse(experiment, words[1:]))
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    print(f"jaxbig: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+
+
+def _named_file(words: list[str]) -> str:
+    return words[1] if len(words) > 1 and words[0] == "run" else ""
+
+
+def _describe(error: Exception, file: str) -> str:
+    """Name the error, where in the user's own file it came from, and how to see more."""
+    if isinstance(error, SyntaxError):
+        name = os.path.relpath(error.filename) if error.filename else file
+        return f"{name}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if file and os.path.realpath(frame.filename) == os.path.realpath(file)
+    ]
+    where = f"{file}:{lines[-1]}; " if lines else ""
+    message = _one_line(error)
+    name = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"{name} ({where}rerun with --debug for the traceback)"
+
+
+def _one_line(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + " ..."
