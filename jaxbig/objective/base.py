@@ -1,0 +1,92 @@
+"""What an objective is, and the forward pass of a linen module that objectives share."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Aux(NamedTuple):
+    """What an objective gives beside the loss.
+
+    Attributes:
+        metrics: name -> (sum, count), float32 scalars; the mean over any set of batches is Σ sum / Σ count.
+        vars: what is neither trained nor frozen, after the batch (BatchNorm statistics, ...); {} if there is nothing.
+    """
+
+    metrics: Metrics
+    vars: PyTree
+
+
+Objective = Callable[[PyTree, PyTree, Mapping[str, Any], "jax.Array | None"], tuple[jax.Array, Aux]]
+
+
+def forward(module: nn.Module, params: PyTree, variables: PyTree, x: Any, key: jax.Array | None, train: bool):
+    """Output of a linen module, and its other collections after the pass.
+
+    Whatever flag the module has for training (``train``, ``training``, ``is_training``, ``deterministic``,
+    ``use_running_average``) is set; a module without one is called with `x` alone.
+
+    Args:
+        module: linen module whose first argument is the input.
+        params: its "params" collection.
+        variables: its other collections, e.g. {"batch_stats": ...}; {} if there are none.
+        x: input.
+        key: typed PRNG key for dropout, or None.
+        train: whether dropout is on and collections are updated.
+
+    Returns:
+        (output, variables after the pass; those that were given where `train` is False).
+
+    Example:
+        >>> dense = nn.Dense(2)
+        >>> params = dense.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+        >>> forward(dense, params, {}, jnp.ones((5, 3)), None, train=True)[0].shape
+        (5, 2)
+    """
+    names = inspect.signature(type(module).__call__).parameters
+    flags = {name: train for name in ("train", "training", "is_training") if name in names}
+    flags |= {name: not train for name in ("deterministic", "use_running_average") if name in names}
+    rngs = {"dropout": key} if train and key is not None else None
+    collections = {"params": params, **(variables or {})}
+    if train and variables:
+        return module.apply(collections, x, rngs=rngs, mutable=list(variables), **flags)
+    return module.apply(collections, x, rngs=rngs, **flags), variables
+
+
+def example_weights(batch: Mapping[str, Any], size: int) -> jax.Array:
+    """How much each example counts: the product of the batch's ``mask`` and ``weight`` where it has them, else 1.
+
+    Args:
+        batch: may hold ``mask`` and ``weight``, each [B].
+        size: B.
+
+    Returns:
+        float32 [B].
+
+    Example:
+        >>> example_weights({"mask": jnp.array([1, 0])}, 2).tolist()
+        [1.0, 0.0]
+    """
+    weights_B = jnp.ones(size, jnp.float32)
+    for name in ("mask", "weight"):
+        if name in batch:
+            weights_B = weights_B * jnp.asarray(batch[name], jnp.float32)
+    return weights_B
+
+
+def weighted_mean(metric: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """sum / count, and 0 for a batch in which nothing counts.
+
+    Example:
+        >>> [float(weighted_mean((jnp.float32(total), jnp.float32(count)))) for total, count in ((3, 2), (0, 0))]
+        [1.5, 0.0]
+    """
+    total, count = metric
+    return total / jnp.where(count == 0, 1, count)
