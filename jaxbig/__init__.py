@@ -1,3 +1,71 @@
-"""jaxbig: techniques for the whole life of a large JAX model, on models that nobody has to edit."""
+"""jaxbig: techniques for large models as pure transformations of the parameter tree, on any Flax model unedited."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "average": "compress.merge",
+    "bitfit": "tune.bitfit",
+    "calibrate": "usage",
+    "chain": "transform",
+    "describe": "describe",
+    "freeze": "tune.full",
+    "full": "tune.full",
+    "inject_hyperparams": "transform",
+    "lift": "lift",
+    "lora": "tune.lora",
+    "merge": "compress.merge",
+    "partition": "transform",
+    "prune": "compress.prune",
+    "quantize": "compress.quantize",
+    "Split": "transform",
+    "Transform": "transform",
+    "usage": "usage",
+    "Weight": "weight",
+}
+
+if TYPE_CHECKING:
+    from jaxbig.compress.merge import average as average
+    from jaxbig.compress.merge import merge as merge
+    from jaxbig.compress.prune import prune as prune
+    from jaxbig.compress.quantize import quantize as quantize
+    from jaxbig.describe import describe as describe
+    from jaxbig.lift import lift as lift
+    from jaxbig.transform import Split as Split
+    from jaxbig.transform import Transform as Transform
+    from jaxbig.transform import chain as chain
+    from jaxbig.transform import inject_hyperparams as inject_hyperparams
+    from jaxbig.transform import partition as partition
+    from jaxbig.tune.bitfit import bitfit as bitfit
+    from jaxbig.tune.full import freeze as freeze
+    from jaxbig.tune.full import full as full
+    from jaxbig.tune.lora import lora as lora
+    from jaxbig.usage import calibrate as calibrate
+    from jaxbig.usage import usage as usage
+    from jaxbig.weight import Weight as Weight
+
+
+def __getattr__(name: str):
+    """The public names, imported when first asked for: ``jaxbig --help`` must not wait for jax."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxbig' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxbig.{_HOME[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Python binds a submodule to its package when it is first imported; ``jaxbig.lift`` must stay the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])

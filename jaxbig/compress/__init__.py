@@ -1,0 +1,1 @@
+"""Techniques that make models smaller: one file each."""

@@ -1,0 +1,146 @@
+"""Rules where a weight meets an activation: products, convolutions, look-ups."""
+
+import string
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxbig.contraction import Contraction, Convolution
+from jaxbig.lift.interpreter import Interpreter, View, bind, rule
+from jaxbig.weight import conv, product
+
+
+@rule("dot_general")
+def _dot_general(interpreter: Interpreter, eqn, inputs):
+    if all(isinstance(value, View) for value in inputs):
+        inputs = [interpreter.dense(inputs[0], eqn, "a product of two weights"), inputs[1]]
+    left = isinstance(inputs[0], View)
+    view, x = inputs if left else inputs[::-1]
+    plan = _plan_product(view, x, eqn, left)
+    if plan is None:
+        return NotImplemented
+    c, x, finish = plan
+    y = product(view.weight, x, c)
+    if y is NotImplemented:
+        return NotImplemented
+    interpreter.tell(view, "product", x, c, eqn)
+    return [finish(y)]
+
+
+def _plan_product(view: View, x, eqn, left: bool):
+    """The contraction in terms of the weight's own axes, x arranged for it, and what arranges the result.
+
+    None if a reshape of the weight mixed contracted, batch and free axes.
+    """
+    (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
+    (wc, xc), (wb, xb) = ((lc, rc), (lb, rb)) if left else ((rc, lc), (rb, lb))
+    letters = iter(string.ascii_letters)
+    w = {axis: next(letters) for axis in range(len(view.perm))}
+    names, units, roles = {}, "", {}
+    for ours, theirs in view.groups():
+        role = {"c" if a in wc else "b" if a in wb else "f" for a in ours}
+        if len(role) > 1:
+            return None
+        for axis in ours:
+            names[axis] = "".join(w[t] for t in theirs) if axis == ours[0] else ""
+            roles[axis] = ours
+        units += "" if ours else "".join(w[t] for t in theirs)
+    own = {axis: next(letters) for axis in range(x.ndim) if axis not in xc and axis not in xb}
+    partner = {**dict(zip(xc, wc, strict=True)), **dict(zip(xb, wb, strict=True))}
+    x_free, w_free = "".join(own.values()), "".join(names[a] for a in range(len(view.shape)) if a not in (*wc, *wb))
+    free = w_free + x_free if left else x_free + w_free
+    simple = not units and all(len(names[a]) == 1 for a in names)
+    if simple:
+        order = list(range(x.ndim))
+        batch = list(wb)
+    else:
+        batch = sorted(wb)
+        home = {v: k for k, v in partner.items()}
+        order = [home[a] for a in batch] + list(own) + [home[a] for a in sorted(wc)]
+    x_labels = "".join(own[a] if a in own else names[partner[a]] for a in order) + units
+    out = "".join(names[a] for a in batch) + free
+    sizes = {letter: view.weight.shape[axis] for axis, letter in w.items()} | {own[a]: x.shape[a] for a in own}
+    moved = lax.transpose(x, order) if order != list(range(x.ndim)) else x
+    x_sizes = tuple(sizes[letter] for letter in x_labels)
+
+    def equation(x_, array):
+        back = lax.transpose(x_.reshape(moved.shape), [order.index(i) for i in range(len(order))]) if not simple else x_
+        operands = [view.apply(array), back] if left else [back, view.apply(array)]
+        return arrange(bind(eqn, operands)[0])
+
+    def arrange(y):
+        if simple:
+            return y
+        y = lax.transpose(y, [wb.index(a) for a in batch] + list(range(len(wb), y.ndim)))
+        return y.reshape(tuple(sizes[letter] for letter in out))
+
+    def finish(y):
+        if simple:
+            return y
+        shape = eqn.outvars[0].aval.shape
+        y = y.reshape(tuple(view.shape[a] for a in batch) + shape[len(wb) :])
+        return lax.transpose(y, [batch.index(a) for a in wb] + list(range(len(wb), y.ndim)))
+
+    c = Contraction(
+        x_labels, "".join(w.values()), out, equation, eqn.params["precision"], eqn.params["preferred_element_type"]
+    )
+    return c, moved if simple else moved.reshape(x_sizes), finish
+
+
+@rule("conv_general_dilated")
+def _conv(interpreter: Interpreter, eqn, inputs):
+    x, view = inputs
+    sizes = tuple(view.weight.shape[p] for p in view.perm) if isinstance(view, View) else ()
+    if isinstance(x, View) or view.shape != sizes:
+        return NotImplemented
+    spec = eqn.params["dimension_numbers"]
+    labels = dict.fromkeys(range(len(sizes)), "")
+    for axis, letter in zip(spec.rhs_spec, "oi" + "abcdefgh", strict=False):
+        labels[view.perm[axis]] = letter
+    out = dict(zip(spec.out_spec, "no" + string.ascii_uppercase, strict=False))
+    groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
+    c = Convolution(
+        "".join(labels[a] for a in range(len(sizes))),
+        "".join(out[a] for a in range(len(out))),
+        lambda x, w: bind(eqn, [x, lax.transpose(w, view.perm)])[0],
+        groups,
+    )
+    y = conv(view.weight, x, c)
+    if y is NotImplemented:
+        return NotImplemented
+    interpreter.tell(view, "conv", x, c, eqn)
+    return [y]
+
+
+@rule("gather")
+def _gather(interpreter: Interpreter, eqn, inputs):
+    view, indices = inputs
+    d = eqn.params["dimension_numbers"]
+    if not isinstance(view, View) or len(d.start_index_map) != 1 or d.operand_batching_dims:
+        return NotImplemented
+    axis = d.start_index_map[0]
+    whole = tuple(1 if a == axis else n for a, n in enumerate(view.shape))
+    if d.collapsed_slice_dims != (axis,) or eqn.params["slice_sizes"] != whole or not view.plain:
+        return NotImplemented
+    ids = indices[..., 0]
+    rows = view.weight.lookup(_in_bounds(ids, view.shape[axis], eqn), axis - len(view.shape))
+    if rows is NotImplemented:
+        return NotImplemented
+    interpreter.tell(view, "lookup", ids, axis, eqn)
+    y = jnp.moveaxis(rows, axis, 0).reshape(ids.shape + view.shape[:axis] + view.shape[axis + 1 :])
+    y = _fill(y, ids, view.shape[axis], eqn)
+    batch = [i for i in range(y.ndim) if i not in d.offset_dims]
+    return [jnp.moveaxis(y, range(y.ndim), [*batch, *d.offset_dims])]
+
+
+def _in_bounds(ids, size: int, eqn):
+    return ids.reshape(-1) if "IN_BOUNDS" in str(eqn.params["mode"]) else jnp.clip(ids.reshape(-1), 0, size - 1)
+
+
+def _fill(y, ids, size: int, eqn):
+    """What `jnp.take` puts where an index is out of range (NaN unless told otherwise)."""
+    if "FILL" not in str(eqn.params["mode"]):
+        return y
+    inside = ((ids >= 0) & (ids < size)).reshape(ids.shape + (1,) * (y.ndim - ids.ndim))
+    value = eqn.params["fill_value"]
+    return jnp.where(inside, y, jnp.asarray(jnp.nan if value is None else value, y.dtype))

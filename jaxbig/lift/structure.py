@@ -1,0 +1,147 @@
+"""Rules that rearrange a weight: a transpose, reshape, slice, cast or scale of a weight is a weight again."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxbig.lift.interpreter import Interpreter, View, bind, rule
+from jaxbig.weight import Concat, Dense, Scaled
+
+
+@rule("transpose")
+def _transpose(interpreter: Interpreter, eqn, inputs):
+    view, order = inputs[0], eqn.params["permutation"]
+    singles = [view.weight_axis(axis) for axis in order]
+    if len(view.shape) != len(view.perm) or None in singles:
+        return NotImplemented
+    perm = tuple(axis + len(view.perm) for axis in singles)
+    return [replace(view, perm=perm, shape=tuple(view.shape[a] for a in order))]
+
+
+@rule("reshape", "squeeze", "expand_dims")
+def _reshape(interpreter: Interpreter, eqn, inputs):
+    if eqn.params.get("dimensions") is not None and eqn.primitive.name == "reshape":
+        return NotImplemented
+    return [replace(inputs[0], shape=tuple(eqn.outvars[0].aval.shape))]
+
+
+@rule("broadcast_in_dim")
+def _broadcast_in_dim(interpreter: Interpreter, eqn, inputs):
+    shape = tuple(eqn.outvars[0].aval.shape)
+    ordered = list(eqn.params["broadcast_dimensions"]) == sorted(eqn.params["broadcast_dimensions"])
+    if math.prod(shape) != math.prod(inputs[0].shape) or not ordered:
+        array = isinstance(inputs[0].weight, Dense)  # watched arrays stay watched: a bias is known by its addition
+        return (
+            [View.of(Dense(bind(eqn, [inputs[0].apply(inputs[0].weight.base)])[0]), inputs[0].path)]
+            if array
+            else NotImplemented
+        )
+    return [replace(inputs[0], shape=shape)]
+
+
+@rule("copy", "copy_p", "name", "stop_gradient", "optimization_barrier", "pvary", "pcast", "sharding_constraint")
+def _same(interpreter: Interpreter, eqn, inputs):
+    sharding = eqn.params.get("sharding")
+    if sharding is not None and not (isinstance(sharding, NamedSharding) and inputs[0].plain):
+        return NotImplemented
+    return [replace(v, weight=_each_part(eqn, v)) if isinstance(v, View) else bind_one(eqn, v) for v in inputs]
+
+
+def bind_one(eqn, value):
+    """An equation that treats its operands one by one, on one of them."""
+    return bind(eqn, [value])[0]
+
+
+def _each_part(eqn, view: View):
+    if eqn.primitive.name != "sharding_constraint":
+        return jax.tree.map(lambda part: bind_one(eqn, part), view.weight)
+    sharding = eqn.params["sharding"]
+    specs = view.weight.specs(sharding.spec)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(sharding.mesh, spec), specs, is_leaf=lambda s: isinstance(s, PartitionSpec)
+    )
+    return lax.with_sharding_constraint(view.weight, shardings)
+
+
+@rule("convert_element_type")
+def _convert(interpreter: Interpreter, eqn, inputs):
+    dtype = eqn.params["new_dtype"]
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return NotImplemented
+    return [replace(inputs[0], weight=inputs[0].weight.cast(dtype))]
+
+
+@rule("neg", "mul", "div")
+def _scale(interpreter: Interpreter, eqn, inputs):
+    view = inputs[0]
+    factor = -1.0 if eqn.primitive.name == "neg" else inputs[1]
+    if eqn.primitive.name == "mul" and not isinstance(view, View):
+        view, factor = inputs[1], inputs[0]
+    if not isinstance(view, View) or isinstance(factor, View) or jnp.ndim(factor) != 0:
+        return NotImplemented
+    factor = jnp.asarray(factor, view.dtype)
+    return [replace(view, weight=Scaled(view.weight, 1 / factor if eqn.primitive.name == "div" else factor))]
+
+
+@rule("slice")
+def _slice(interpreter: Interpreter, eqn, inputs):
+    p = eqn.params
+    steps = p["strides"] or (1,) * len(p["start_indices"])
+    return _cut(inputs[0], eqn, {
+        axis: lambda part, i, begin=begin, end=end, step=step: lax.slice_in_dim(part, begin, end, step, axis=i)
+        for axis, (begin, end, step) in enumerate(zip(p["start_indices"], p["limit_indices"], steps, strict=True))
+    })  # fmt: skip
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(interpreter: Interpreter, eqn, inputs):
+    if not isinstance(inputs[0], View) or any(isinstance(start, View) for start in inputs[1:]):
+        return NotImplemented
+    return _cut(inputs[0], eqn, {
+        axis: lambda part, i, start=start, size=size: lax.dynamic_slice_in_dim(part, start, size, axis=i)
+        for axis, (start, size) in enumerate(zip(inputs[1:], eqn.params["slice_sizes"], strict=True))
+    })  # fmt: skip
+
+
+@rule("split")
+def _split(interpreter: Interpreter, eqn, inputs):
+    axis, starts, outputs = eqn.params["axis"], [0], []
+    for size in eqn.params["sizes"]:
+        starts.append(starts[-1] + int(size))
+    for begin, end, out in zip(starts[:-1], starts[1:], eqn.outvars, strict=True):
+        cut = {axis: lambda part, i, begin=begin, end=end: lax.slice_in_dim(part, begin, end, axis=i)}
+        piece = _cut(inputs[0], eqn, cut, out)
+        if piece is NotImplemented:
+            return NotImplemented
+        outputs += piece
+    return outputs
+
+
+def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
+    """A view whose weight has some axes cut; NotImplemented where a weight's parts hold blocks along such an axis."""
+    shape = (eqn.outvars[0] if out is None else out).aval.shape
+    weight, perm = view.weight, view.perm
+    for axis, cut in cuts.items():
+        if shape[axis] == view.shape[axis]:
+            continue
+        own = view.weight_axis(axis)
+        if own is None or not weight.axes() or weight.blocks(own):
+            return NotImplemented
+        weight = weight.map_axis(own, cut)
+        if weight.shape[own] != shape[axis]:
+            return NotImplemented
+    return [View(weight, perm, tuple(shape), view.path)]
+
+
+@rule("concatenate")
+def _concatenate(interpreter: Interpreter, eqn, inputs):
+    if not all(view.plain for view in inputs if isinstance(view, View)):
+        return NotImplemented
+    leaves = tuple(view.weight if isinstance(view, View) else view for view in inputs)
+    path = "|".join(view.path if isinstance(view, View) else "" for view in inputs)
+    return [View.of(Concat(leaves, eqn.params["dimension"] - len(inputs[0].shape)), path)]

@@ -1,0 +1,83 @@
+"""The techniques by name: what the laws run over, the command line offers and a manifest rebuilds from.
+
+A new technique is one file, one test, and one line here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxbig.compress.prune import prune
+from jaxbig.compress.quantize import quantize
+from jaxbig.errors import UsageError
+from jaxbig.transform import Transform, chain, inject_hyperparams, partition
+from jaxbig.tune.bitfit import bitfit
+from jaxbig.tune.full import freeze, full
+from jaxbig.tune.lora import lora
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the laws need to know of a technique.
+
+    Attributes:
+        factory: makes the transform.
+        arguments: those the laws try it with, beside its defaults.
+        identity: whether the model is unchanged at init, bit for bit; else `error` bounds the change.
+        error: largest change of a weight at init, relative to the largest weight of its kernel.
+        trains: whether it has trained leaves.
+    """
+
+    factory: Any
+    arguments: tuple[Mapping[str, Any], ...] = field(default=({},))
+    identity: bool = True
+    error: float = 0.0
+    trains: bool = True
+
+
+REGISTRY: dict[str, Entry] = {
+    "full": Entry(full),
+    "freeze": Entry(freeze, trains=False),
+    "bitfit": Entry(bitfit),
+    "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
+    "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
+    "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
+    "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),
+    "prune": Entry(prune, ({"sparsity": 0.5}, {"sparsity": 0.5, "scope": "layer"}), False, 1.0, False),
+    "2:4": Entry(prune, ({"pattern": "2:4"},), False, 1.0, False),
+}
+
+_FACTORIES = {entry.factory.__name__: entry.factory for entry in REGISTRY.values()}
+
+
+def build(config: Mapping[str, Any]) -> Transform:
+    """A transform from its `config`, as a checkpoint's manifest records it.
+
+    Args:
+        config: ``Transform.config``, JSON round trips included.
+
+    Returns:
+        the transform, equal in all it does.
+
+    Raises:
+        UsageError: an unknown technique or argument.
+
+    Example:
+        >>> build(chain(quantize("nf4"), lora(rank=2)).config).config["links"][1]["rank"]
+        2
+    """
+    rest = dict(config)
+    name = rest.pop("technique", None)
+    if name == "chain":
+        return chain(*[build(link) for link in rest["links"]])
+    if name == "partition":
+        return partition({where: build(link) for where, link in rest["parts"].items()})
+    if name == "inject_hyperparams":
+        inner = dict(rest["of"])
+        return inject_hyperparams(_FACTORIES[inner.pop("technique")])(**inner)
+    if name not in _FACTORIES:
+        raise UsageError(f"no technique is called {name!r}; there are {', '.join(_FACTORIES)}, chain and partition")
+    try:
+        return _FACTORIES[name](**rest)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}; the manifest was written by another version of jaxbig") from None

@@ -1,0 +1,335 @@
+"""Techniques as pure transformations of the parameter tree: `Split`, `Transform`, `chain`, `partition`.
+
+What optax is for gradients, this is for parameters. A technique splits the parameters into what stays, what is
+trained and what it keeps for itself, and puts them together again as the tree that the model reads::
+
+    split  = transform.init(key, params, uses)
+    params = transform.apply(split, key)          # leaves may be Weights: call the model through `lift`
+
+Only ``split.train`` is ever differentiated and given to the optimiser.
+"""
+
+import functools
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbig.errors import UsageError
+from jaxbig.tree import PyTree, first_match, match, paths, replace
+from jaxbig.weight import innermost, is_weight, rebase
+
+
+class Split(NamedTuple):
+    """A factorisation of the parameters.
+
+    Attributes:
+        params: the tree as the method leaves it; never trained. Leaves may be Weights (codes with their scales); None
+            stands where a leaf moved to `train`.
+        train: what the optimiser sees, and all that it sees: dictionaries of floating arrays by path.
+        state: the method's own arrays: masks in training, schedules, run-time hyperparameters.
+    """
+
+    params: PyTree
+    train: PyTree
+    state: PyTree
+
+
+def _keep(split: Split, grads: PyTree, step: Any) -> Split:
+    return split
+
+
+def _same(split: Split, fn: Callable) -> Callable:
+    return fn
+
+
+class Transform(NamedTuple):
+    """A technique.
+
+    Attributes:
+        name: the key of its `train` and `state` in a chain.
+        init: ``(key, params, uses) -> Split``. Copies every leaf that it moves, so that donating what is trained never
+            eats the caller's base. `uses` is what `jaxbig.usage.usage` says of the model.
+        apply: ``(split, key=None) -> params``. Pure. The key drives what is random in training (LoRA's dropout);
+            None means evaluation.
+        update: ``(split, grads, step) -> split``, after each optimiser step; jittable (masks, ranks, averages).
+        wrap: ``(split, fn) -> fn`` for what is no weight: prompts before the embeddings, prefixes in a cache.
+        config: the factory's name and arguments, enough to build the transform again (`jaxbig.registry.build`).
+    """
+
+    name: str
+    init: Callable[..., Split]
+    apply: Callable[..., PyTree]
+    update: Callable[[Split, PyTree, Any], Split] = _keep
+    wrap: Callable[[Split, Callable], Callable] = _same
+    config: Mapping[str, Any] = {}
+
+
+def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
+    """Decorates a factory of transforms: the transform remembers the factory's name and all its arguments.
+
+    Example:
+        >>> from jaxbig.tune.bitfit import bitfit
+        >>> dict(bitfit().config)
+        {'technique': 'bitfit', 'where': None}
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return factory(*args, **kwargs)._replace(config={"technique": factory.__name__, **bound.arguments})
+
+    return build
+
+
+def key_for(key: jax.Array, path: str) -> jax.Array:
+    """A key of this path's own; it depends on the path alone, not on which other leaves are selected.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> bool(key_for(key, "a/kernel") == key_for(key, "b/kernel"))
+        False
+    """
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def move(params: PyTree, chosen: Mapping[str, Any]) -> Split:
+    """A split that trains copies of the chosen leaves and leaves empty places behind; `put_back` undoes it.
+
+    Args:
+        params: the tree.
+        chosen: path -> leaf; of a Weight, the array at the bottom of its nest moves.
+
+    Returns:
+        a Split without state.
+    """
+    copies = {path: jnp.array(innermost(leaf), copy=True) for path, leaf in chosen.items()}
+    return Split(replace(params, {path: rebase(leaf, lambda _: None) for path, leaf in chosen.items()}), copies, {})
+
+
+def put_back(split: Split, key: Any = None) -> PyTree:
+    """The `apply` of a split made by `move`."""
+    left = paths(split.params)
+    return replace(
+        split.params, {path: rebase(left.get(path), lambda _, leaf=leaf: leaf) for path, leaf in split.train.items()}
+    )
+
+
+def _folded(key: Any, i: int) -> Any:
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        result.append(f"{name}_{seen[name]}" if name in seen else name)
+        seen[name] = seen.get(name, 0) + 1
+    return result
+
+
+def chain(*links: Transform) -> Transform:
+    """Several techniques, one after the other.
+
+    `params` is threaded through the links in order, in `init` and in `apply`: each sees what the ones before it left.
+    `train` and `state` are dictionaries by link name; a name that comes again gets ``_1``, ``_2``, ...
+
+    Args:
+        *links: transforms.
+
+    Returns:
+        the chain, itself a transform (it nests).
+
+    Example:
+        >>> from jaxbig.compress.quantize import quantize
+        >>> from jaxbig.tune.lora import lora
+        >>> chain(quantize("nf4"), lora(rank=16)).name
+        'chain'
+    """
+    names = _numbered([link.name for link in links])
+
+    def part(split: Split, name: str, params: PyTree) -> Split:
+        return Split(params, split.train[name], split.state[name])
+
+    def init(key, params, uses):
+        train, state = {}, {}
+        for i, (name, link) in enumerate(zip(names, links, strict=True)):
+            params, train[name], state[name] = link.init(_folded(key, i), params, uses)
+        return Split(params, train, state)
+
+    def apply(split, key=None):
+        params = split.params
+        for i, (name, link) in enumerate(zip(names, links, strict=True)):
+            params = link.apply(part(split, name, params), _folded(key, i))
+        return params
+
+    def update(split, grads, step):
+        params, train, state = split.params, {}, {}
+        for name, link in zip(names, links, strict=True):
+            params, train[name], state[name] = link.update(part(split, name, params), grads[name], step)
+        return Split(params, train, state)
+
+    def wrap(split, fn):
+        for name, link in zip(names, links, strict=True):
+            fn = link.wrap(part(split, name, split.params), fn)
+        return fn
+
+    return Transform("chain", init, apply, update, wrap, {"technique": "chain", "links": [x.config for x in links]})
+
+
+def partition(parts: Mapping[str, Transform]) -> Transform:
+    """Different techniques for different parts of the tree.
+
+    Args:
+        parts: where -> transform; the first pattern that matches a leaf owns it, leaves that no pattern matches stay
+            frozen. Each transform sees only its own leaves (the other places are None).
+
+    Returns:
+        one transform; `train` and `state` are dictionaries by link name, as in `chain`.
+
+    Raises:
+        UsageError: in `init`, if a pattern matches no leaf.
+
+    Example:
+        >>> from jaxbig.tune.full import full
+        >>> from jaxbig.tune.lora import lora
+        >>> mixed = partition({"head/.*": full(), ".*": lora(rank=4)})
+    """
+    names = _numbered([link.name for link in parts.values()])
+    links = dict(zip(names, parts.values(), strict=True))
+
+    def owners(params) -> dict[str, str | None]:
+        everything = dict.fromkeys(_places(params))
+        return first_match(list(zip(parts, names, strict=True)), everything)
+
+    def only(params, owner, name):
+        return replace(params, {path: None for path, its in owner.items() if its != name})
+
+    def init(key, params, uses):
+        owner, train, state = owners(params), {}, {}
+        merged = {path: leaf for path, leaf in paths(params).items() if owner[path] is None}
+        for i, (name, link) in enumerate(links.items()):
+            left, train[name], state[name] = link.init(_folded(key, i), only(params, owner, name), uses)
+            merged |= paths(left)
+        empty = replace(params, dict.fromkeys(_places(params)))
+        return Split(replace(empty, merged), train, state)
+
+    def each(split, function):
+        owner = owners(split.params)
+        merged = {path: leaf for path, leaf in paths(split.params).items() if owner[path] is None}
+        for i, (name, link) in enumerate(links.items()):
+            mine = Split(only(split.params, owner, name), split.train[name], split.state[name])
+            merged |= paths(function(i, name, link, mine))
+        return replace(replace(split.params, dict.fromkeys(_places(split.params))), merged)
+
+    def apply(split, key=None):
+        return each(split, lambda i, name, link, mine: link.apply(mine, _folded(key, i)))
+
+    def update(split, grads, step):
+        train, state = {}, {}
+
+        def one(i, name, link, mine):
+            left, train[name], state[name] = link.update(mine, grads[name], step)
+            return left
+
+        return Split(each(split, one), train, state)
+
+    def wrap(split, fn):
+        owner = owners(split.params)
+        for name, link in links.items():
+            fn = link.wrap(Split(only(split.params, owner, name), split.train[name], split.state[name]), fn)
+        return fn
+
+    config = {"technique": "partition", "parts": {where: link.config for where, link in parts.items()}}
+    return Transform("partition", init, apply, update, wrap, config)
+
+
+def _places(params: PyTree) -> list[str]:
+    """All paths, empty places included."""
+    filled = jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None or is_weight(leaf))
+    return list(paths(filled))
+
+
+def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Transform]:
+    """Moves a factory's numbers into `state`: changing one recompiles nothing, and a sweep is a `vmap`.
+
+    Args:
+        factory: a factory of transforms.
+
+    Returns:
+        a factory with the same arguments. Those that are floats (or floating arrays) become entries of
+        ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are.
+
+    Example:
+        >>> from jaxbig.tune.lora import lora
+        >>> transform = inject_hyperparams(lora)(rank=4, alpha=8.0)
+        >>> split = jax.eval_shape(lambda: transform.init(jax.random.key(0), {}, {}))
+        >>> sorted(split.state["hyperparams"])
+        ['alpha', 'dropout']
+    """
+
+    @functools.wraps(factory)
+    def injected(*args, **kwargs):
+        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound.apply_defaults()
+        numbers = {k: v for k, v in bound.arguments.items() if _is_number(v)}
+        fixed = {k: v for k, v in bound.arguments.items() if k not in numbers}
+        outside = factory(**fixed, **numbers)
+
+        def inside(split: Split) -> tuple[Transform, Split]:
+            return factory(**fixed, **split.state["hyperparams"]), split._replace(state=split.state["inner"])
+
+        def init(key, params, uses):
+            split = outside.init(key, params, uses)
+            values = {k: jnp.asarray(v, jnp.float32) for k, v in numbers.items()}
+            return split._replace(state={"hyperparams": values, "inner": split.state})
+
+        def apply(split, key=None):
+            transform, inner = inside(split)
+            return transform.apply(inner, key)
+
+        def update(split, grads, step):
+            transform, inner = inside(split)
+            inner = transform.update(inner, grads, step)
+            return inner._replace(state={**split.state, "inner": inner.state})
+
+        def wrap(split, fn):
+            transform, inner = inside(split)
+            return transform.wrap(inner, fn)
+
+        config = {"technique": "inject_hyperparams", "of": outside.config}
+        return Transform(outside.name, init, apply, update, wrap, config)
+
+    return injected
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) -> dict[str, Any]:
+    """The leaves a technique works on: those of `where`, or, if that is None, those that `default` accepts.
+
+    Args:
+        where: a pattern, several, or None.
+        params: the tree the technique was given.
+        default: ``(path, leaf) -> bool``.
+
+    Returns:
+        path -> leaf.
+
+    Raises:
+        UsageError: nothing is left to work on, or `where` matches nothing.
+    """
+    leaves = paths(params)
+    if where is not None:
+        return {path: leaves[path] for path in match(where, leaves)}
+    chosen = {path: leaf for path, leaf in leaves.items() if default(path, leaf)}
+    if leaves and not chosen:
+        raise UsageError("no parameter is of the kind this technique takes by default; name some with where=...")
+    return chosen
