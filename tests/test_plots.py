@@ -63,8 +63,8 @@ def test_labels_curve_draws_each_method_with_its_interval():
     for container, accuracy in zip(axes.containers, (0.9, 0.95), strict=True):
         assert isinstance(container, ErrorbarContainer)
         line, _, (bars,) = container.lines
-        np.testing.assert_allclose(line.get_ydata(), accuracy)
-        np.testing.assert_allclose(line.get_xdata(), [5, 10, 25], rtol=0.05)
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), accuracy)
+        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [5, 10, 25], rtol=0.05)
         for segment in bars.get_segments():
             np.testing.assert_allclose(segment[:, 1], [accuracy - 0.02, accuracy + 0.01])
 
