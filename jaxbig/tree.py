@@ -181,7 +181,7 @@ def nbytes(tree: PyTree) -> int:
     import numpy as np
 
     def of(leaf) -> int:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         bits = (
             jax.numpy.iinfo(leaf.dtype).bits

@@ -17,7 +17,7 @@ in `numpy.einsum`.
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ def aligned(part: Any) -> tuple[int, ...]:
     return tuple(range(-len(part.shape), 0))
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
 class Weight:
     """Base of all weights; see the module's text. Subclasses are frozen dataclasses, made pytrees here."""
 

@@ -1,5 +1,6 @@
 """From Weights back to plain arrays, and from several models to one."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -66,8 +67,7 @@ def average(trees: Sequence[PyTree], weights: Sequence[float] | None = None) -> 
         if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
             return leaves[0]
         wide = jnp.promote_types(leaves[0].dtype, jnp.float32)
-        return sum(leaf.astype(wide) * (share / total) for leaf, share in zip(leaves, shares, strict=True)).astype(
-            leaves[0].dtype
-        )
+        parts = [leaf.astype(wide) * (share / total) for leaf, share in zip(leaves, shares, strict=True)]
+        return functools.reduce(jnp.add, parts).astype(leaves[0].dtype)
 
     return jax.tree.map(mean, *merged)

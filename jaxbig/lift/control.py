@@ -49,7 +49,8 @@ def _custom(interpreter: Interpreter, eqn, inputs):
         def theirs(values):
             return bind(eqn, [v.apply(materialise(v.weight)) if isinstance(v, View) else v for v in values])
 
-        return jax.vjp(theirs, values)[1](cotangents)
+        _, pullback = jax.vjp(theirs, values)
+        return pullback(cotangents)
 
     call.defvjp(lambda values: (call(values), values), backward)
     return call(inputs)

@@ -8,7 +8,6 @@ NotImplemented. Without a rule the weight becomes a plain array, and the user is
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from jaxbig.errors import UserError
-from jaxbig.weight import Concat, Dense
+from jaxbig.weight import Concat, Dense, static
 
 RULES: dict[str, Callable[["Interpreter", Any, list[Any]], Any]] = {}
 
@@ -27,7 +26,8 @@ def rule(*primitives: str):
     """Registers a function as the rule of these primitives."""
 
     def register(function):
-        RULES.update(dict.fromkeys(primitives, function))
+        for primitive in primitives:
+            RULES[primitive] = function
         return function
 
     return register
@@ -41,15 +41,15 @@ class MaterialiseError(UserError):
     """As `MaterialiseWarning`, under ``lift(fn, strict=True)``."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["perm", "shape", "path"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class View:
     """A weight as the model sees it: ``transpose(weight, perm).reshape(shape)``, at `path` in the tree."""
 
     weight: Any
-    perm: tuple[int, ...]
-    shape: tuple[int, ...]
-    path: str
+    perm: tuple[int, ...] = static()
+    shape: tuple[int, ...] = static()
+    path: str = static()
 
     @staticmethod
     def of(weight: Any, path: str) -> "View":
