@@ -158,6 +158,6 @@ def _shard_map(interpreter: Interpreter, eqn, inputs):
 
     inner = jax.shard_map(
         local, mesh=p["mesh"], in_specs=specs, out_specs=tuple(p["out_specs"]),
-        check_vma=p["check_vma"], axis_names=set(p["manual_axes"]),
+        check_vma=p["check_vma"], axis_names=set(p["newly_manual_axes"]),
     )  # fmt: skip
     return list(inner(*[v.weight if isinstance(v, View) else v for v in values]))

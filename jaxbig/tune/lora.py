@@ -41,9 +41,8 @@ class LowRank(Weight):
             "a": (*stack, *self.in_axes, None),
             "b": (*stack, None, *self.out_axes),
             "scale": (),
-            "rate": (),
         }
-        return mapping if self.key is None else {**mapping, "key": stack}
+        return mapping if self.key is None else {**mapping, "key": stack, "rate": ()}
 
     def kind(self):
         return super().kind() if self.a is None else f"{super().kind()} r={self.a.shape[-1]}"
