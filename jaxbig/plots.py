@@ -5,7 +5,7 @@ series has its own colour and its own marker; in a report the colours follow the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -19,6 +19,7 @@ from jaxbig.theme import LIGHT, RC, WIDTH
 _SERIES = [LIGHT[f"c{i}"] for i in range(1, 7)]
 _MARKERS = "osD^vP"
 _SPLITS = ("train", "eval", "val", "valid", "test")
+_NO_METRICS = ("epoch", "step", "seconds")
 
 
 def learning_curves(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -26,7 +27,8 @@ def learning_curves(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]
 
     Args:
         history_by_name: a run's name -> its rows in order. A row maps names to numbers: "epoch" (or "step") and metrics
-            such as "train_loss" or "eval/accuracy"; training metrics are dashed, the rest solid, in the same panel.
+            such as "train_loss", "eval/accuracy", or "loss" beside "val_loss" (what `jaxbig.train` keeps); training
+            metrics are dashed, the rest solid, in the same panel. "seconds" is left out.
 
     Returns:
         The figure.
@@ -39,22 +41,17 @@ def learning_curves(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]
         >>> [axes.get_title(loc="left") for axes in learning_curves({"cnn": rows}).axes]
         ['loss']
     """
-    keys = dict.fromkeys(
-        k for rows in history_by_name.values() for row in rows for k in row if k not in ("epoch", "step")
-    )
-    panels: dict[str, list[str]] = {}
-    for key in keys:
-        panels.setdefault(_split_of(key)[1], []).append(key)
+    panels = _panels(key for rows in history_by_name.values() for row in rows for key in row)
     if not panels:
         raise ValueError("learning_curves: no row holds a metric beside epoch and step")
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * len(panels)), layout="constrained")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (metric, names) in zip(grid, panels.items(), strict=True):
+        for axes, (metric, splits) in zip(grid, panels.items(), strict=True):
             axes.set_title(metric)
             for i, (run, rows) in enumerate(history_by_name.items()):
-                for name in names:
-                    _curve(axes, rows, name, run, i)
+                for split, name in splits.items():
+                    _curve(axes, rows, name, f"{run} {split}".strip(), i, dashed=split == "train")
         grid[-1].set_xlabel(_time_axis(history_by_name))
         grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(grid[0])
@@ -134,12 +131,17 @@ def _series(i: int, **more: Any) -> dict[str, Any]:
     return {"color": _SERIES[i % len(_SERIES)], "marker": _MARKERS[i % len(_MARKERS)], **more}
 
 
-def _split_of(metric: str) -> tuple[str, str]:
-    for split in _SPLITS:
-        for separator in "/_":
-            if metric.startswith(split + separator):
-                return split, metric[len(split) + 1 :]
-    return "", metric
+def _panels(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """metric -> split -> key. A key without a split is the training metric where another split has the same metric."""
+    panels: dict[str, dict[str, str]] = {}
+    for key in dict.fromkeys(keys):
+        if key not in _NO_METRICS:
+            split = next((split for split in _SPLITS if key.startswith((f"{split}/", f"{split}_"))), "")
+            panels.setdefault(key[len(split) + 1 :] if split else key, {})[split] = key
+    for metric, splits in panels.items():
+        if "" in splits and len(splits) > 1 and "train" not in splits:
+            panels[metric] = {"train" if split == "" else split: key for split, key in splits.items()}
+    return panels
 
 
 def _time_axis(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -147,17 +149,16 @@ def _time_axis(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     return next((name for name in ("epoch", "step") if all(name in row for row in every)), "row")
 
 
-def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, run: str, i: int) -> None:
-    time = _time_axis({run: rows})
+def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: str, i: int, *, dashed: bool) -> None:
+    time = _time_axis({label: rows})
     points = [(row.get(time, n), row[name]) for n, row in enumerate(rows) if name in row]
     if not points:
         return
-    split = _split_of(name)[0]
-    style = {"color": _SERIES[i % len(_SERIES)], "linestyle": (0, (3, 2)) if split == "train" else "-"}
+    style: dict[str, Any] = {"color": _SERIES[i % len(_SERIES)], "linestyle": (0, (3, 2)) if dashed else "-"}
     if len(points) <= 12:
         style["marker"] = _MARKERS[i % len(_MARKERS)]
     x, y = zip(*points, strict=True)
-    axes.plot(x, y, label=f"{run} {split}".strip(), **style)
+    axes.plot(x, y, label=label, **style)
 
 
 def _legend(axes: Axes) -> None:

@@ -35,6 +35,16 @@ def test_learning_curves_pair_splits_in_one_panel():
     assert accuracy.get_xlabel() == "epoch"
 
 
+def test_learning_curves_of_what_the_trainer_keeps():
+    rows = [{"epoch": n, "step": 9 * n, "loss": 1.0 / n, "val_loss": 2.0 / n, "seconds": 0.1} for n in (1, 2)]
+    figure = plots.learning_curves({"cnn": rows})
+    (axes,) = figure.axes
+    assert _legend(figure) == ["cnn train", "cnn val"]
+    assert axes.get_xlabel() == "epoch"
+    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), [1.0, 0.5])
+    assert len({line.get_linestyle() for line in axes.get_lines()}) == 2
+
+
 def test_learning_curves_by_step_and_without_time():
     assert plots.learning_curves({"a": [{"step": 10, "loss": 1.0}]}).axes[-1].get_xlabel() == "step"
     assert plots.learning_curves({"a": [{"loss": 1.0}]}).axes[-1].get_xlabel() == "row"
