@@ -32,7 +32,7 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
         >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
         >>> tree = {"kernel": jax.ShapeDtypeStruct((4, 2), "float32"), "bias": jax.ShapeDtypeStruct((2,), "float32")}
         >>> shardings(tree, [("kernel", PartitionSpec("fsdp"))], mesh)["bias"].spec
-        PartitionSpec()
+        P()
     """
     specs = first_match(rules, paths(tree), PartitionSpec())
 
