@@ -1,0 +1,149 @@
+"""One training step, pure; it knows no technique and no model.
+
+Its state is what may be donated: what is trained, the technique's own arrays, ``vars``, the optimiser's state. The
+frozen base, ``Split.params``, is an argument of its own and is never donated.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbig.errors import UserError
+from jaxbig.lift import lift
+from jaxbig.objective.base import Metrics, Objective
+from jaxbig.transform import Split, Transform
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+        step: int32 scalar, number of steps done.
+        split: the factorisation, with None in place of the frozen `params`.
+        vars: what is neither trained nor frozen.
+        opt_state: the optimiser's.
+        key: typed PRNG key of the run; step i uses ``fold_in(key, i)``.
+    """
+
+    step: jax.Array
+    split: Split
+    vars: PyTree
+    opt_state: PyTree
+    key: jax.Array
+
+
+Step = Callable[[PyTree, TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def init_state(
+    split: Split, optimizer: optax.GradientTransformation, key: jax.Array, variables: PyTree = None
+) -> tuple[PyTree, TrainState]:
+    """The frozen base and the state of a run at step 0.
+
+    Args:
+        split: as `Transform.init` made it.
+        optimizer: optax transformation.
+        key: typed PRNG key.
+        variables: the objective's ``vars``; None: {}.
+
+    Returns:
+        base, which is ``split.params`` itself, and the state, which shares no array with the arguments.
+    """
+
+    @jax.jit
+    def start(split, variables, key):
+        # Copied, because these arrays will be donated and the caller's must not be.
+        split, variables, key = jax.tree.map(jnp.copy, (split, variables, key))
+        return TrainState(jnp.zeros((), jnp.int32), split, variables, optimizer.init(split.train), key)
+
+    return split.params, start(split._replace(params=None), {} if variables is None else variables, key)
+
+
+def step_fn(
+    objective: Objective, transform: Transform, optimizer: optax.GradientTransformation, axis_name: str | None = None
+) -> Step:
+    """The pure step, not compiled: g = ∇_train objective(apply(split)), train <- train + optimizer(g), then `update`.
+
+    A `jax.vmap` over states (and batches) trains several seeds as one program.
+
+    Args:
+        objective: see `jaxbig.objective`; it is lifted, so parameters may be Weights.
+        transform: the technique.
+        optimizer: optax transformation over ``split.train``.
+        axis_name: axis of a `pmap` over which gradients are averaged, weighted by the count of the metric ``loss``.
+            ``vars`` (BatchNorm) are averaged without weights, and each device draws its own dropout.
+
+    Returns:
+        function (base, state, batch) -> (state, metrics).
+
+    Raises:
+        UserError: while tracing, if the transform's `update` changes the frozen parameters.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from jaxbig.objective import classify
+        >>> from jaxbig.tune.full import full
+        >>> params = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+        >>> split = full().init(jax.random.key(0), params, {})
+        >>> base, state = init_state(split, optax.sgd(0.1), jax.random.key(0))
+        >>> batch = {"image": jnp.ones((4, 2)), "label": jnp.zeros(4, jnp.int32)}
+        >>> state, metrics = step_fn(classify(nn.Dense(3)), full(), optax.sgd(0.1))(base, state, batch)
+        >>> int(state.step), float(metrics["loss"][1])
+        (1, 4.0)
+    """
+
+    def step(base: PyTree, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        split = state.split._replace(params=base)
+        key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        apply_key, loss_key = jax.random.split(key)
+
+        def loss(train):
+            whole = split._replace(train=train)
+            return lift(transform.wrap(whole, objective))(
+                transform.apply(whole, apply_key), state.vars, batch, loss_key
+            )
+
+        grads, aux = jax.grad(loss, has_aux=True)(split.train)
+        metrics, variables = aux.metrics, aux.vars
+        if axis_name is not None:
+            grads, metrics, variables = _reduce(grads, metrics, variables, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, split.train)
+        split = split._replace(train=optax.apply_updates(split.train, updates))
+        split = transform.update(split, grads, state.step)
+        if any(new is not old for new, old in zip(jax.tree.leaves(split.params), jax.tree.leaves(base), strict=True)):
+            raise UserError(
+                f"{transform.name}: update() changes the frozen parameters; keep what changes in train or state"
+            )
+        return TrainState(state.step + 1, split._replace(params=None), variables, opt_state, state.key), metrics
+
+    return step
+
+
+def _reduce(grads: PyTree, metrics: Metrics, variables: PyTree, axis_name: str) -> tuple[PyTree, Metrics, PyTree]:
+    count = metrics["loss"][1]
+    total = jax.lax.psum(count, axis_name)
+    share = count / jnp.where(total == 0, 1, total)
+    grads = jax.lax.psum(jax.tree.map(lambda grad: (grad * share).astype(grad.dtype), grads), axis_name)
+    return grads, jax.lax.psum(metrics, axis_name), jax.lax.pmean(variables, axis_name)
+
+
+def make_step(objective: Objective, transform: Transform, optimizer: optax.GradientTransformation) -> Step:
+    """`step_fn`, compiled; the state is donated, so go on with the one that it returns."""
+    return jax.jit(step_fn(objective, transform, optimizer), donate_argnums=1)
+
+
+def metrics_fn(objective: Objective, transform: Transform) -> Callable[[PyTree, TrainState, Any], Metrics]:
+    """The pure evaluation of a state: function (base, state, batch) -> metrics, without any random key."""
+
+    def metrics(base: PyTree, state: TrainState, batch: Any) -> Metrics:
+        split = state.split._replace(params=base)
+        return lift(transform.wrap(split, objective))(transform.apply(split, None), state.vars, batch, None)[1].metrics
+
+    return metrics
