@@ -8,7 +8,7 @@ matches nothing is an error.
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +95,8 @@ class Optimizer:
         _known("optimizer", self.name, NAMES)
         self.learning_rate()
 
-        def init(train):
-            leaves, rates, decays = self._leaves(train)
+        def init(params):
+            leaves, rates, decays = self._leaves(params)
             return self._chain(rates, decays).init(leaves)
 
         def update(updates, state, params=None):
@@ -104,8 +104,10 @@ class Optimizer:
                 raise UsageError("this optimiser needs the parameters; call update(grads, state, params)")
             leaves, rates, decays = self._leaves(params)
             given = {path: leaf for path, leaf in paths(updates).items() if path in leaves}
-            new, state = self._chain(rates, decays).update(given, state, leaves)
-            return map_paths(lambda path, leaf: new[path] if path in new else jnp.zeros_like(leaf), updates), state
+            moved, state = self._chain(rates, decays).update(given, state, leaves)
+            frozen = {path: jnp.zeros_like(leaf) for path, leaf in paths(updates).items() if path not in leaves}
+            both = {**cast(dict[str, Any], moved), **frozen}
+            return map_paths(lambda path, _: both[path], updates), state
 
         return optax.GradientTransformation(init, update)
 

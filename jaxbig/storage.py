@@ -108,4 +108,4 @@ def stored_shape(record: Mapping[str, Any]) -> tuple[tuple[int, ...], Any]:
 
 
 def _is_key(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -1,18 +1,24 @@
 """Checkpoints: bitwise, atomic, onto meshes, and clear about what is damaged."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxbig import checkpoint
+from jaxbig.compress.prune import prune
+from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UserError
 from jaxbig.storage import to_stored
+from jaxbig.tune.lora import lora
+from jaxbig.usage import usage
 
 NARROW = ["int4", "uint4", "int2", "uint2", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
 
@@ -64,6 +70,23 @@ def test_restores_onto_shapes_alone(tmp_path):
     restored = checkpoint.restore(tmp_path, jax.eval_shape(make))
     same_bits(make(), restored)
     assert not restored["w"].committed
+
+
+@pytest.mark.parametrize(
+    "transform", [quantize("nf4"), prune(0.5, where="kernel"), lora(rank=2, where="kernel")], ids=lambda x: x.name
+)
+def test_weights_and_splits_come_back_from_shapes_alone(tmp_path, transform):
+    def apply(params, x):
+        return nn.Dense(4).apply({"params": params}, x)
+
+    params = {"kernel": jnp.arange(256.0).reshape(64, 4) - 99, "bias": jnp.ones(4)}
+    uses = usage(apply, params, jnp.ones((1, 64)))
+    make = functools.partial(transform.init, jax.random.key(0), params, uses)
+    split = make()
+    checkpoint.save(tmp_path, 0, {"split": split, "params": transform.apply(split)})
+    target = jax.eval_shape(lambda: (lambda split: {"split": split, "params": transform.apply(split)})(make()))
+    restored = checkpoint.restore(tmp_path, target)
+    same_bits({"split": split, "params": transform.apply(split)}, restored)
 
 
 def test_keeps_the_newest_and_replaces_a_step(tmp_path):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxbig import checkpoint
+from jaxbig.compress.quantize import quantize
 from jaxbig.data import Loader, load_digits, select, split_fraction
 from jaxbig.errors import UserError
 from jaxbig.models import CNN, MLP
@@ -18,7 +19,8 @@ from jaxbig.objective import Aux, classify
 from jaxbig.optim import Optimizer
 from jaxbig.step import init_state, make_step, step_fn
 from jaxbig.train import Run, Task, fit
-from jaxbig.transform import Split, Transform
+from jaxbig.transform import Split, Transform, chain
+from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import full
 from jaxbig.tune.lora import lora
 from jaxbig.usage import usage
@@ -58,9 +60,7 @@ def quiet(**options):
 
 
 def bits(tree):
-    tree = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
-    )
+    tree = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
@@ -115,6 +115,15 @@ def test_lora_learns_and_the_frozen_part_is_the_callers():
     transform = lora(rank=2)
     history = fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=6)).history
     assert history[-1]["val_loss"] < history[0]["val_loss"]
+
+
+def test_a_quantised_base_trains_and_resumes_to_the_same_bits(tmp_path):
+    transform = chain(quantize("int4", group=2), lora(rank=2, dropout=0.5), bitfit())
+    one = fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=2))
+    fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=1, workdir=tmp_path))
+    two = fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=2, workdir=tmp_path, resume=True))
+    assert bits(two.state) == bits(one.state)
+    assert bits(two.split.params) == bits(start(transform).params)
 
 
 def test_a_vmap_over_seeds_is_each_seed_alone():

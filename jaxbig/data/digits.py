@@ -27,6 +27,5 @@ def load_digits() -> Batch:
         from sklearn import datasets
     except ImportError as error:
         raise UserError("digits: scikit-learn is not installed; run: pip install 'jaxbig[digits]'") from error
-    digits = datasets.load_digits()
-    images = np.asarray(digits.images, np.float32)[..., None] / 16
-    return {"image": images, "label": np.asarray(digits.target, np.int32)}
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    return {"image": np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 16, "label": np.asarray(labels, np.int32)}

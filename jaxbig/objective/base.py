@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,9 @@ class Aux(NamedTuple):
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], "jax.Array | None"], tuple[jax.Array, Aux]]
 
 
-def forward(module: nn.Module, params: PyTree, variables: PyTree, x: Any, key: jax.Array | None, train: bool):
+def forward(
+    module: nn.Module, params: PyTree, variables: PyTree, x: Any, key: jax.Array | None, train: bool
+) -> tuple[jax.Array, PyTree]:
     """Output of a linen module, and its other collections after the pass.
 
     Whatever flag the module has for training (``train``, ``training``, ``is_training``, ``deterministic``,
@@ -51,13 +53,14 @@ def forward(module: nn.Module, params: PyTree, variables: PyTree, x: Any, key: j
         (5, 2)
     """
     names = inspect.signature(type(module).__call__).parameters
-    flags = {name: train for name in ("train", "training", "is_training") if name in names}
-    flags |= {name: not train for name in ("deterministic", "use_running_average") if name in names}
-    rngs = {"dropout": key} if train and key is not None else None
+    options: dict[str, Any] = {name: train for name in ("train", "training", "is_training") if name in names}
+    options |= {name: not train for name in ("deterministic", "use_running_average") if name in names}
+    options["rngs"] = {"dropout": key} if train and key is not None else None
     collections = {"params": params, **(variables or {})}
     if train and variables:
-        return module.apply(collections, x, rngs=rngs, mutable=list(variables), **flags)
-    return module.apply(collections, x, rngs=rngs, **flags), variables
+        output, after = module.apply(collections, x, mutable=list(variables), **options)
+        return output, after
+    return cast(jax.Array, module.apply(collections, x, **options)), variables
 
 
 def example_weights(batch: Mapping[str, Any], size: int) -> jax.Array:
