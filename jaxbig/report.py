@@ -10,7 +10,6 @@ import math
 import numbers
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,7 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
-from jaxbig.errors import UserError
+from jaxbig import atomic
 from jaxbig.theme import DARK, LIGHT
 
 Row = Mapping[str, Any]
@@ -107,30 +106,15 @@ class Report:
         """Write the page: whole or not at all, so that a reader or a kill in between never leaves half of one.
 
         Args:
-            path: the file to write; its folder must be there.
+            path: the file to write; its folder is made where it is missing.
 
         Returns:
             The path.
 
         Raises:
-            UserError: the folder is not there or cannot be written to.
+            UserError: the folder or the file cannot be written; the report that was there before still is.
         """
-        path = Path(path)
-        page = self.html()
-        temporary = None
-        try:
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
-            raise UserError(f"{path}: the report cannot be written ({error.strerror}); give another path") from error
-        return path
+        return atomic.write(path, self.html())
 
 
 def terminal_table(rows: Sequence[Row], title: str = "") -> rich.table.Table:
@@ -201,12 +185,6 @@ def _show(value: Any, decimals: int | None = None) -> str:
     if isinstance(value, numbers.Real):
         return f"{float(value):.4g}" if decimals is None else f"{float(value):,.{decimals}f}"
     return str(value)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _svg(figure: Figure, prefix: str, label: str) -> str:
