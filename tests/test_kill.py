@@ -76,7 +76,7 @@ def whole(tmp_path_factory):
     ("number", "code", "saved"),
     [
         (signal.SIGKILL, -9, 6),
-        (signal.SIGTERM, 143, 9),
+        pytest.param(signal.SIGTERM, 143, 9, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, None, 9, marks=pytest.mark.slow),
     ],
 )

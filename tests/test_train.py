@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxbig import checkpoint
 from jaxbig.compress.quantize import quantize
@@ -163,20 +165,53 @@ class Boom(Exception):
     """Stands for a kill."""
 
 
-def broken_after(data, batches):
-    """A loader that fails after so many batches."""
+def boom():
+    raise Boom
+
+
+def broken_after(data, batches, act=boom):
+    """A loader that acts before it gives the batch that comes after so many."""
 
     class Broken(Loader):
-        left = batches
+        given = 0
 
         def epoch(self, epoch, start=0):
             for batch in super().epoch(epoch, start):
-                if Broken.left == 0:
-                    raise Boom
-                Broken.left -= 1
+                if Broken.given == batches:
+                    act()
+                Broken.given += 1
                 yield batch
 
     return Broken(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Most tests here compile the same few programs."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize("batches", [7, 10])
+def test_a_signal_saves_the_state_in_mid_epoch(tmp_path, whole, number, ends, batches):
+    job = task()
+    data = broken_after(job.data, batches - 1, lambda: signal.raise_signal(number))
+    with pytest.raises(ends):
+        fit(job._replace(data=data), start(), jax.random.key(0), quiet(workdir=tmp_path))
+    assert checkpoint.latest(tmp_path / "checkpoints") == batches
+    resumed = fit(job, start(), jax.random.key(0), quiet(workdir=tmp_path, resume=True))
+    assert bits(resumed.state) == bits(whole.state)
+    assert untimed(resumed.history) == untimed(whole.history)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ class CNN(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model = CNN(channels=(4, 8), hidden=16, padding="SAME")
-        >>> params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
         >>> sorted(params), params["dense"]["kernel"].shape
         (['conv_0', 'conv_1', 'dense', 'head'], (32, 16))
 

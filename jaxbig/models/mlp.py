@@ -31,8 +31,8 @@ class MLP(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model = MLP(num_classes=3, features=(4,))
-        >>> params = model.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))["params"]
-        >>> params["dense_0"]["kernel"].shape, model.apply({"params": params}, jnp.ones((2, 8, 8, 1))).shape
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> variables["params"]["dense_0"]["kernel"].shape, logits.shape
         ((64, 4), (2, 3))
 
     Reference:

@@ -30,7 +30,7 @@ class EncoderLayer(nn.Module):
 
     Example:
         >>> layer = EncoderLayer(heads=2, hidden=8)
-        >>> params = layer.init(jax.random.key(0), jnp.ones((1, 3, 4)))["params"]
+        >>> params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 3, 4)))["params"]
         >>> sorted(params)
         ['attention', 'attention_norm', 'mlp_in', 'mlp_norm', 'mlp_out']
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
     Example:
         >>> encoder = Encoder(layers=3, heads=1, hidden=8, scan_layers=True)
-        >>> params = encoder.init(jax.random.key(0), jnp.ones((1, 2, 4)))["params"]
+        >>> params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.ones((1, 2, 4)))["params"]
         >>> params["layers"]["mlp_in"]["kernel"].shape
         (3, 4, 8)
 

@@ -38,8 +38,8 @@ class ViT(nn.Module):
 
     Example:
         >>> model = ViT(num_classes=5, patch=4, width=8, layers=1, heads=2)
-        >>> params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
-        >>> params["positions"].shape, model.apply({"params": params}, jnp.ones((2, 8, 8, 1))).shape
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> variables["params"]["positions"].shape, logits.shape
         ((1, 5, 8), (2, 5))
 
     Reference:
