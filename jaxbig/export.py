@@ -1,13 +1,17 @@
 """A tuned model as one file that needs neither jaxbig nor flax to run: `jax.export`."""
 
-import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
+import numpy as np
 
+from jaxbig import atomic
 from jaxbig.errors import UserError
 from jaxbig.lift import lift
 from jaxbig.tree import PyTree
@@ -40,13 +44,7 @@ def export(fn: Callable, params: PyTree, example: Any, path: str | Path, batch: 
     stand_in = jax.ShapeDtypeStruct(scope, example.dtype)
     model = jax.jit(lambda x: lift(fn)(params, x))
     data = jax.export.export(model, platforms=("cpu", "cuda", "tpu"))(stand_in).serialize()
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    atomic.write(path, data)
     return len(data)
 
 
@@ -77,3 +75,40 @@ def load(path: str | Path) -> Callable:
     except Exception as error:  # flatbuffers raises whatever a damaged offset leads to
         raise UserError(f"{path}: is damaged or no exported model ({type(error).__name__}); export it again") from error
     return jax.jit(exported.call)
+
+
+_IN_FRESH_PROCESS = """
+import sys, jax, jax.export, numpy as np
+call = jax.jit(jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read())).call)
+np.save(sys.argv[3], np.asarray(call(np.load(sys.argv[2], allow_pickle=False))))
+"""
+
+
+def run_in_fresh_process(path: str | Path, x: Any) -> np.ndarray:
+    """What an exported file gives in a new Python process that imports jax alone, neither jaxbig nor flax.
+
+    Args:
+        path: the file.
+        x: the input.
+
+    Returns:
+        the output.
+
+    Raises:
+        UserError: the process failed; the message ends with its last line.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> folder = tempfile.mkdtemp()
+        >>> size = export(lambda p, x: x + p["b"], {"b": jnp.ones(2)}, jnp.ones((1, 2)), folder + "/model.jaxexport")
+        >>> run_in_fresh_process(folder + "/model.jaxexport", np.zeros((1, 2), np.float32)).tolist()
+        [[1.0, 1.0]]
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "x.npy", Path(folder) / "y.npy"
+        np.save(given, np.asarray(x))
+        command = [sys.executable, "-c", _IN_FRESH_PROCESS, str(path), str(given), str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{path}: does not run in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+        return np.load(result, allow_pickle=False)
