@@ -326,10 +326,21 @@ def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) ->
     Raises:
         UsageError: nothing is left to work on, or `where` matches nothing.
     """
-    leaves = paths(params)
+    leaves = {path: leaf for path, leaf in paths(params).items() if not _moved(leaf)}
     if where is not None:
         return {path: leaves[path] for path in match(where, leaves)}
     chosen = {path: leaf for path, leaf in leaves.items() if default(path, leaf)}
-    if leaves and not chosen:
-        raise UsageError("no parameter is of the kind this technique takes by default; name some with where=...")
+    places = len(_places(params))
+    if places and not chosen:
+        gone = f" ({places - len(leaves)} of {places} belong to other links)" if places > len(leaves) else ""
+        raise UsageError(
+            f"no parameter{gone} is of the kind this technique takes by default; name some with where=..., or let the "
+            f"other links take less"
+        )
     return chosen
+
+
+def _moved(leaf: Any) -> bool:
+    """Whether an earlier link trains what is at the bottom of this Weight: it left an empty base behind."""
+    bottom = innermost(leaf)
+    return is_weight(bottom) and hasattr(bottom, "base")

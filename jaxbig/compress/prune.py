@@ -77,7 +77,7 @@ def prune(
     """
     if (sparsity is None) == (pattern is None):
         raise UsageError("prune: give either sparsity=0.8, say, or pattern='2:4'")
-    if sparsity is not None and not 0 < sparsity < 1:
+    if isinstance(sparsity, float | int) and not 0 < sparsity < 1:
         raise UsageError(f"prune: sparsity={sparsity}; it lies between 0 and 1")
     if scope not in ("global", "layer"):
         raise UsageError(f"prune: scope={scope!r}; it is 'global' or 'layer'")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxbig.contraction import contract
 from jaxbig.errors import UsageError
 from jaxbig.transform import Split, Transform, key_for, selected, technique
-from jaxbig.tree import map_paths
+from jaxbig.tree import paths, replace
 from jaxbig.weight import Weight, aligned, conv, materialise, product, static
 
 
@@ -147,13 +147,12 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         scale, rate = 1.0 if alpha is None else alpha / rank, None if key is None else jnp.asarray(dropout)
 
         def adapted(path, leaf):
-            if path not in split.train:
-                return leaf
             low = split.state[path].replace(base=leaf, **split.train[path])
             keys = None if key is None else _stacked_keys(key_for(key, path), low)
             return low.replace(scale=jnp.asarray(scale, low.a.dtype), key=keys, rate=rate)
 
-        return map_paths(adapted, split.params)
+        bases = paths(split.params)  # a later link that trains the base puts it under the update in its own turn
+        return replace(split.params, {path: adapted(path, bases.get(path)) for path in split.train})
 
     return Transform("lora", init, apply if _may_drop(dropout) else lambda split, key=None: apply(split))
 
@@ -192,5 +191,5 @@ def _factors(key, leaf, use, rank: int) -> dict[str, jax.Array]:
 
 def _stacked_keys(key, low: LowRank):
     """A dropout key per layer of a stack."""
-    stack = tuple(n for i, n in zip(range(-low.ndim, 0), low.shape, strict=True) if i not in low.in_axes + low.out_axes)
+    stack = low.a.shape[: low.a.ndim - len(low.in_axes) - 1]
     return jax.random.split(key, stack) if stack else key
