@@ -125,11 +125,12 @@ def _folded(key: Any, i: int) -> Any:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    result = []
+    result: list[str] = []
     for name in names:
-        result.append(f"{name}_{seen[name]}" if name in seen else name)
-        seen[name] = seen.get(name, 0) + 1
+        count, new = 0, name
+        while new in result:
+            count, new = count + 1, f"{name}_{count + 1}"
+        result.append(new)
     return result
 
 

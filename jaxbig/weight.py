@@ -296,6 +296,9 @@ class Concat(Weight):
     def conv(self, x, c):
         return NotImplemented
 
+    def blocks(self, axis):
+        return True  # as above: a slice of rows, columns or layers is no slice of each leaf
+
     def pieces(self, x, c: Contraction | None) -> list[Any]:
         """What of `x` meets each leaf: all of it, or its share where the joined axis is contracted."""
         if c is None or c.w[self.axis] not in c.x:

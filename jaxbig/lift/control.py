@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import Sharding
 
 from jaxbig.lift.interpreter import Interpreter, View, bind, rule
-from jaxbig.weight import materialise, restack
+from jaxbig.weight import is_weight, materialise, restack
 
 
 @rule("jit", "pjit", "closed_call", "core_call")
@@ -41,18 +41,23 @@ def _custom(interpreter: Interpreter, eqn, inputs):
     if interpreter.observe:
         return interpreter.evaluate(eqn.params["call_jaxpr"], inputs)
 
-    @jax.custom_vjp
-    def call(values):
+    def ours(values):
         return interpreter.body(eqn.params["call_jaxpr"], values, eqn)[0]
 
-    def backward(values, cotangents):
-        def theirs(values):
-            return bind(eqn, [v.apply(materialise(v.weight)) if isinstance(v, View) else v for v in values])
+    def theirs(values):
+        return bind(eqn, [v.apply(materialise(v.weight)) if isinstance(v, View) else v for v in values])
 
+    def backward(values, cotangents):
         _, pullback = jax.vjp(theirs, values)
         return pullback(cotangents)
 
-    call.defvjp(lambda values: (call(values), values), backward)
+    if eqn.primitive.name == "custom_jvp_call":
+        call = jax.custom_jvp(ours)
+        # the checkpoint: transposed, this derivative keeps the weight's parts, not the array
+        call.defjvp(lambda primals, tangents: (call(*primals), jax.jvp(jax.checkpoint(theirs), primals, tangents)[1]))
+    else:
+        call = jax.custom_vjp(ours)
+        call.defvjp(lambda values: (call(values), values), backward)
     return call(inputs)
 
 
@@ -97,11 +102,11 @@ def _while(interpreter: Interpreter, eqn, inputs):
     nc, nb = p["cond_nconsts"], p["body_nconsts"]
     cond_consts, body_consts = inputs[:nc], inputs[nc : nc + nb]
     carry = _Carry(interpreter, eqn, p["body_jaxpr"], nb, inputs[nc + nb :])
-    inner = replace(interpreter, observe=None)  # the number of rounds is unknown: nothing can be summed over them
+    # the number of rounds is unknown: what the bodies observe cannot be summed over them, and is dropped
     out = lax.while_loop(
-        lambda moving: inner.body(p["cond_jaxpr"], [*cond_consts, *carry.full(moving)], eqn)[0][0],
+        lambda moving: interpreter.body(p["cond_jaxpr"], [*cond_consts, *carry.full(moving)], eqn)[0][0],
         lambda moving: carry.moving(
-            inner.body(p["body_jaxpr"], [*body_consts, *carry.full(moving)], eqn, carry.fixed)[0]
+            interpreter.body(p["body_jaxpr"], [*body_consts, *carry.full(moving)], eqn, carry.fixed)[0]
         ),
         carry.start,
     )
@@ -138,16 +143,30 @@ def _layers(interpreter: Interpreter, eqn, x):
     """What a scan slices of a value, and the view of one layer that wants the slice put back (None for an array)."""
     if not isinstance(x, View):
         return x, None
-    if x.weight_axis(0) != -len(x.perm) or x.perm[0] != 0 or not x.weight.axes():
+    if x.weight_axis(0) != -len(x.perm) or x.perm[0] != 0 or x.weight.blocks(-len(x.perm)):
         return interpreter.dense(x, eqn, "its layers are not on its leading axis"), None
     stacked, shared = x.weight.unstack()
+    layer = jax.eval_shape(lambda parts: restack(jax.tree.map(lambda part: part[0], parts), shared), stacked)
+    if not _whole(layer):
+        return interpreter.dense(x, eqn, "one of its layers is no weight of the same kind"), None
     return stacked, View(shared, tuple(axis - 1 for axis in x.perm[1:]), x.shape[1:], x.path)
+
+
+def _whole(weight) -> bool:
+    """Whether every part has just the axes that the weight says it has."""
+    parts = [(getattr(weight, name), mapping) for name, mapping in weight.axes().items()]
+    return all(
+        len(part.shape) == len(mapping)
+        and all(axis is None or axis >= -weight.ndim for axis in mapping)
+        and (not is_weight(part) or _whole(part))
+        for part, mapping in parts
+    )
 
 
 @rule("shard_map")
 def _shard_map(interpreter: Interpreter, eqn, inputs):
     p = eqn.params
-    values = [interpreter.dense(v, eqn) if isinstance(v, View) and not v.plain else v for v in inputs]
+    values = [interpreter.dense(v, eqn) if isinstance(v, View) and (v.joined or not v.plain) else v for v in inputs]
     specs = tuple(
         v.weight.specs(spec) if isinstance(v, View) else spec for v, spec in zip(values, p["in_specs"], strict=True)
     )

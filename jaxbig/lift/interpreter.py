@@ -5,20 +5,25 @@ in `RULES` (filled by `lift.py`): it gets the interpreter, the equation and its 
 NotImplemented. Without a rule the weight becomes a plain array, and the user is told.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from jaxbig.errors import UserError
-from jaxbig.weight import Concat, Dense, static
+from jaxbig.weight import Concat, Dense, Scaled, is_weight, static
 
+_LIBRARIES = tuple(f"{Path(library.__file__).parent}{os.sep}" for library in (flax, np))
 RULES: dict[str, Callable[["Interpreter", Any, list[Any]], Any]] = {}
 
 
@@ -58,6 +63,11 @@ class View:
     @property
     def dtype(self):
         return self.weight.dtype
+
+    @property
+    def joined(self) -> bool:
+        """Whether the weight is several leaves joined together."""
+        return "|" in self.path
 
     @property
     def plain(self) -> bool:
@@ -110,12 +120,14 @@ class Interpreter:
             lookup or other); an array it returns is summed over all uses into `taps`, by path.
         taps: those sums, for the level of control flow being evaluated.
         said: what has been warned of in this trace.
+        calls: the equations whose bodies are being evaluated, the outermost first.
     """
 
     strict: bool = False
     observe: Callable[..., Any] | None = None
     taps: dict[str, Any] = field(default_factory=dict)
     said: set[tuple[str, str]] = field(default_factory=set)
+    calls: list[Any] = field(default_factory=list)
 
     def evaluate(self, jaxpr: Any, values: list[Any]) -> list[Any]:
         """The outputs (arrays or Views) of a jaxpr, closed or not, on arrays and Views."""
@@ -138,25 +150,40 @@ class Interpreter:
         return [read(atom) for atom in jaxpr.outvars]
 
     def apply_rule(self, eqn, inputs: list[Any]) -> list[Any]:
-        outputs = RULES[eqn.primitive.name](self, eqn, inputs) if eqn.primitive.name in RULES else NotImplemented
-        if outputs is NotImplemented:
-            outputs = bind(eqn, [self.dense(value, eqn) for value in inputs])
-        return outputs
+        self.calls.append(eqn)
+        try:
+            outputs = RULES[eqn.primitive.name](self, eqn, inputs) if eqn.primitive.name in RULES else NotImplemented
+            if outputs is NotImplemented:
+                outputs = bind(eqn, [self.dense(value, eqn) for value in inputs])
+            return outputs
+        finally:
+            self.calls.pop()
 
     def dense(self, value: Any, eqn: Any, why: str = "") -> Any:
         """The array behind a value; says so if that expands a Weight."""
         if not isinstance(value, View):
             return value
         self.tell(value, "other", None, None, eqn)
-        if not isinstance(value.weight, Dense):
+        if not watched(value.weight):
             name = eqn.primitive.name if eqn is not None else "the function's own result"
-            place = source_info_util.summarize(eqn.source_info) if eqn is not None else "its return statement"
+            place = self.place() if eqn is not None else "its return statement"
             self.say(
                 value.path,
                 f"{value.path}: {value.weight.kind()} is expanded to a plain array for `{name}`"
                 f"{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a product",
             )
         return value.apply(value.weight.materialise())
+
+    def place(self) -> str:
+        """The user's line that is being evaluated."""
+        lines: list[str] = []
+        for eqn in self.calls:
+            own = source_info_util.summarize(eqn.source_info, num_frames=1000).splitlines()
+            own = [line for line in own if not line.startswith(_LIBRARIES)]
+            # a body that was traced for an earlier call tells of that one: then the call's own line is the right one
+            if len(own) > len(lines) and own[: len(lines)] == lines:
+                lines = own
+        return lines[-1] if lines else "an unknown line"
 
     def say(self, path: str, message: str) -> None:
         if self.strict:
@@ -169,9 +196,11 @@ class Interpreter:
         """Shows one use of a weight to the observer; of joined weights, each one's."""
         if not self.observe:
             return
-        if isinstance(view.weight, Concat):
-            for leaf, path, piece in zip(view.weight.leaves, view.path.split("|"), view.weight.pieces(x, details),
-                                         strict=True):  # fmt: skip
+        weight = view.weight
+        while isinstance(weight, Scaled):
+            weight = weight.base
+        if isinstance(weight, Concat):
+            for leaf, path, piece in zip(weight.leaves, view.path.split("|"), weight.pieces(x, details), strict=True):
                 if path:
                     self.tell(View.of(leaf, path), kind, piece, details, eqn)
             return
@@ -197,6 +226,13 @@ class Interpreter:
             tap = jax.tree.map(lambda t: t.sum(0), tap) if summed(path) else tap
             old = self.taps.get(path)
             self.taps[path] = tap if old is None else jax.tree.map(jnp.add, old, tap)
+
+
+def watched(weight: Any) -> bool:
+    """Whether nothing but plain arrays that `usage` watches (rearranged, scaled, joined) lies at the bottom."""
+    parts = weight.leaves if isinstance(weight, Concat) else [getattr(weight, "base", None)]
+    weights = [part for part in parts if is_weight(part)]
+    return isinstance(weight, Dense) or (bool(weights) and all(map(watched, weights)))
 
 
 def bind(eqn: Any, inputs: list[Any]) -> list[Any]:

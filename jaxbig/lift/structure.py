@@ -47,7 +47,7 @@ def _broadcast_in_dim(interpreter: Interpreter, eqn, inputs):
 @rule("copy", "copy_p", "name", "stop_gradient", "optimization_barrier", "pvary", "pcast", "sharding_constraint")
 def _same(interpreter: Interpreter, eqn, inputs):
     sharding = eqn.params.get("sharding")
-    if sharding is not None and not (isinstance(sharding, NamedSharding) and inputs[0].plain):
+    if sharding is not None and (not isinstance(sharding, NamedSharding) or not inputs[0].plain or inputs[0].joined):
         return NotImplemented
     return [replace(v, weight=_each_part(eqn, v)) if isinstance(v, View) else bind_one(eqn, v) for v in inputs]
 
@@ -130,7 +130,7 @@ def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
         if shape[axis] == view.shape[axis]:
             continue
         own = view.weight_axis(axis)
-        if own is None or not weight.axes() or weight.blocks(own):
+        if own is None or weight.blocks(own):
             return NotImplemented
         weight = weight.map_axis(own, cut)
         if weight.shape[own] != shape[axis]:
@@ -140,7 +140,7 @@ def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
 
 @rule("concatenate")
 def _concatenate(interpreter: Interpreter, eqn, inputs):
-    if not all(view.plain for view in inputs if isinstance(view, View)):
+    if not all(view.plain and not view.joined for view in inputs if isinstance(view, View)):
         return NotImplemented
     leaves = tuple(view.weight if isinstance(view, View) else view for view in inputs)
     path = "|".join(view.path if isinstance(view, View) else "" for view in inputs)
