@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jaxbig.theme import LIGHT, RC, WIDTH
 
@@ -118,7 +118,9 @@ def accuracy_against_bytes(points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("bytes of the parameters")
         axes.set_title("accuracy")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
+        axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would run into each other
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         axes.margins(x=0.16, y=0.14)
         for i, point in enumerate(points):
