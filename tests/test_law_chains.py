@@ -1,0 +1,169 @@
+"""The laws over chains: every ordered pair of techniques, triples that cover the pairs, and chains without sense."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from law_models import Case
+from law_trial import (
+    check_base_is_safe,
+    check_every_leaf_learns,
+    check_factored_is_merged,
+    rebuilt,
+    run_trial,
+    shapes,
+    stir,
+)
+
+from jaxbig.errors import UsageError
+from jaxbig.lift import lift
+from jaxbig.registry import REGISTRY
+from jaxbig.transform import chain
+from jaxbig.usage import usage
+
+QUANTISERS = ("int8", "int4", "nf4")
+
+
+def apply(params, ids, key=None):
+    """A table, two layers and a head: the smallest model on which every technique has something to do."""
+    x = params["table"][ids]
+    for name in ("first", "second"):
+        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
+    return x @ params["head"]
+
+
+def _model() -> Case:
+    random = np.random.default_rng(0)
+    shape = {"table": (7, 8), "first": {"kernel": (8, 12), "bias": (12,)}, "second": {"kernel": (12, 6), "bias": (6,)},
+             "head": (6, 5)}  # fmt: skip
+    params = jax.tree.map(
+        lambda size: jnp.asarray(random.normal(size=size), jnp.float32), shape, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    return Case(apply, params, jnp.array([[0, 3, 6], [5, 5, 1]]))
+
+
+MODEL = _model()
+USES = usage(apply, MODEL.params, MODEL.inputs)
+
+
+def why_not(names) -> str | None:
+    """What the error of a chain has to say, or None for a chain that makes sense.
+
+    `full` takes every leaf that has no codes, so that only codes are left to those that follow; BitFit takes every
+    bias; codes cannot be quantised again.
+    """
+    seen = set()
+    for name in names:
+        if name in QUANTISERS and seen & set(QUANTISERS) and "full" not in seen:
+            return "quantised already"
+        if "full" in seen and name != "freeze":
+            coded = bool(seen_before_full(names) & set(QUANTISERS))
+            if name in QUANTISERS and coded:
+                return "quantised already"
+            if not (coded and (name == "lora" or name in ("prune", "2:4"))):
+                return "belong to other links"
+        if name == "bitfit" and "bitfit" in seen:
+            return "belong to other links"
+        seen.add(name)
+    return None
+
+
+def seen_before_full(names) -> set:
+    return set(itertools.takewhile(lambda name: name != "full", names))
+
+
+def build(names):
+    return chain(*[REGISTRY[name].factory(**REGISTRY[name].arguments[0]) for name in names])
+
+
+def check(names):
+    transform = build(names)
+    reason = why_not(names)
+    if reason is not None:
+        with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
+            transform.init(jax.random.key(5), MODEL.params, USES)
+        assert reason in str(caught.value)
+        return
+    tried = run_trial(transform, MODEL, MODEL, USES)
+    check_factored_is_merged(tried)
+    check_base_is_safe(tried)
+    check_every_leaf_learns(tried)
+    assert tried.traces == 1
+    if all(REGISTRY[name].identity for name in names):
+        jax.tree.map(np.testing.assert_array_equal, tried.at_init.tree, MODEL.params)
+    template = jax.eval_shape(lambda: rebuilt(transform).init(jax.random.key(5), MODEL.params, USES))
+    assert jax.tree.structure(template) == jax.tree.structure(tried.split)
+    assert shapes(jax.tree.leaves(template)) == shapes(jax.tree.leaves(tried.split))
+
+
+PAIRS = list(itertools.product(REGISTRY, repeat=2))
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_pairs(names):
+    check(names)
+
+
+def covering_triples():
+    """Triples in which every ordered pair that makes sense comes as first and second, second and third, and apart."""
+    good = [names for names in PAIRS if why_not(names) is None and names[0] != names[1] and "freeze" not in names]
+    wanted = {(places, pair) for pair in good for places in ((0, 1), (1, 2), (0, 2))}
+    triples = [t for t in itertools.product(REGISTRY, repeat=3) if why_not(t) is None and "freeze" not in t]
+    chosen = []
+    while wanted:
+        gains = {t: {(p, (t[p[0]], t[p[1]])) for p in ((0, 1), (1, 2), (0, 2))} & wanted for t in triples}
+        best = max(triples, key=lambda t: len(gains[t]))
+        if not gains[best]:
+            return chosen
+        chosen.append(best)
+        wanted -= gains[best]
+    return chosen
+
+
+TRIPLES = covering_triples()
+
+
+@pytest.mark.parametrize("names", TRIPLES, ids="+".join)
+def test_triples(names):
+    check(names)
+
+
+def test_the_triples_cover_every_pair_that_makes_sense():
+    covered = {pair for triple in TRIPLES for pair in itertools.combinations(triple, 2)}
+    good = {names for names in PAIRS if why_not(names) is None and names[0] != names[1] and "freeze" not in names}
+    reachable = {
+        pair
+        for triple in itertools.product(REGISTRY, repeat=3)
+        if why_not(triple) is None
+        for pair in itertools.combinations(triple, 2)
+    }
+    assert good & reachable <= covered
+
+
+@pytest.mark.parametrize("names", [("full", "lora", "int8"), ("int4", "lora", "nf4"), ("bitfit", "prune", "bitfit")])
+def test_triples_without_sense(names):
+    assert why_not(names)
+    check(names)
+
+
+def test_order_means_what_it_says():
+    """LoRA over what is pruned stays dense after merging; pruning first and training all keeps the zeros."""
+    adapted = run_trial(build(("prune", "lora")), MODEL, MODEL, USES)
+    masked = run_trial(build(("prune", "full")), MODEL, MODEL, USES)
+    zeros = adapted.at_init.tree["first"]["kernel"] == 0
+    assert 0.2 < float(zeros.mean()) < 0.8
+    assert bool((adapted.stirred.tree["first"]["kernel"][zeros] != 0).any())
+    assert bool((masked.stirred.tree["first"]["kernel"][zeros] == 0).all())
+
+
+def test_a_base_trained_by_a_later_link_carries_the_update():
+    tried = run_trial(build(("lora", "full")), MODEL, MODEL, USES)
+    train = {**tried.split.train, "lora": stir(tried.split.train["lora"])}
+    plain = tried.transform.apply(tried.split)["first"]["kernel"]
+    moved = tried.transform.apply(tried.split._replace(train=train))["first"]["kernel"]
+    assert plain.kind() == moved.kind() == "LowRank r=2"
+    assert bool((plain.materialise() != moved.materialise()).any())
+    logits = lift(apply, strict=True)(tried.transform.apply(tried.split._replace(train=train)), MODEL.inputs)
+    assert bool((logits != tried.at_init.factored).any())

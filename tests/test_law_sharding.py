@@ -1,0 +1,99 @@
+"""Law 5 on eight simulated devices: the same numbers, and no device ever gathers the base."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+METHODS = ("lora", "int8+lora", "nf4+lora", "2:4+bitfit", "full")
+
+
+def program(name):
+    """The gradient step of a method on a sharded model, compared to the same on one device; run in a process."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from benchmarks.by_hand import Linen, example, linen_loss, parameters
+    from jaxbig.lift import lift
+    from jaxbig.registry import REGISTRY
+    from jaxbig.transform import chain
+    from jaxbig.tree import map_paths, paths
+    from jaxbig.usage import usage
+    from jaxbig.weight import is_weight
+
+    assert jax.device_count() == 8
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rules = [("layers/(up|attention/(query|key|value))/kernel", P(None, None, "tensor")),
+             ("layers/(down|attention/out)/kernel", P(None, "tensor")),
+             ("layers/(up|attention/(query|key|value))/bias", P(None, "tensor"))]  # fmt: skip
+
+    def spec(path):
+        path = "layers/" + path.split("layers/")[1] if "layers/" in path else path
+        return next((spec for pattern, spec in rules if re.fullmatch(pattern, path)), P())
+
+    def placed(path, leaf):
+        specs = leaf.specs(spec(path)) if is_weight(leaf) else spec(path)
+        put = lambda part, its: jax.device_put(part, NamedSharding(mesh, its))  # noqa: E731
+        return jax.tree.map(put, leaf, specs, is_leaf=lambda part: isinstance(part, jax.Array))
+
+    ids, params = example(), parameters(jax.random.key(0))
+    uses = usage(lambda p, x: Linen().apply({"params": p}, x), params, ids)
+    transform = chain(*[REGISTRY[link].factory(**REGISTRY[link].arguments[0]) for link in name.split("+")])
+    split = transform.init(jax.random.key(2), params, uses)
+
+    def step(train, rest, ids):
+        loss = lambda train: lift(linen_loss, strict=True)(transform.apply(rest._replace(train=train)), ids)  # noqa: E731
+        return jax.value_and_grad(loss)(train)
+
+    rest = split._replace(train=None)
+    alone = jax.jit(step).lower(split.train, rest, ids).compile()
+    train = map_paths(placed, split.train) if name == "full" else jax.device_put(split.train, NamedSharding(mesh, P()))
+    rest_sharded = rest._replace(params=map_paths(placed, rest.params))
+    spread = jax.jit(step).lower(
+        train, rest_sharded, jax.device_put(ids, NamedSharding(mesh, P("data")))
+    ).compile()  # fmt: skip
+    (loss, grads), (loss_, grads_) = (
+        alone(split.train, rest, ids),
+        spread(train, rest_sharded, jax.device_put(ids, NamedSharding(mesh, P("data")))),
+    )
+    np.testing.assert_allclose(loss, loss_, rtol=1e-5)
+    for path, grad in paths(grads).items():
+        error = np.linalg.norm(grad - np.asarray(paths(grads_)[path])) / max(np.linalg.norm(grad), 1e-3)
+        assert error <= 1e-5, (path, error)
+    smallest = min(leaf.size // leaf.shape[0] for path, leaf in paths(params).items() if path.startswith("layers/")
+                   and path.endswith("kernel"))  # fmt: skip
+    gathered = [
+        (kind, shape)
+        for shape, kind in re.findall(
+            r"= \(?\w+\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute)", spread.as_text()
+        )
+        if np.prod([int(n) for n in shape.split(",") if n]) >= smallest
+    ]
+    assert not gathered, gathered
+    one, many = alone.memory_analysis(), spread.memory_analysis()
+    assert many.temp_size_in_bytes < one.temp_size_in_bytes
+    assert many.argument_size_in_bytes < one.argument_size_in_bytes
+    print(f"{name} is the same")
+
+
+@pytest.fixture(scope="module")
+def process():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+                   "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}  # fmt: skip
+    return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=500)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_is_the_same_and_gathers_no_base(process, name):
+    assert f"{name} is the same\n" in process.stdout, process.stderr[-3000:]
+
+
+if __name__ == "__main__":
+    for method in METHODS:
+        program(method)
