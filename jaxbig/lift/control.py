@@ -54,11 +54,16 @@ def _custom(interpreter: Interpreter, eqn, inputs):
     if eqn.primitive.name == "custom_jvp_call":
         call = jax.custom_jvp(ours)
         # the checkpoint: transposed, this derivative keeps the weight's parts, not the array
-        call.defjvp(lambda primals, tangents: (call(*primals), jax.jvp(jax.checkpoint(theirs), primals, tangents)[1]))
+        call.defjvp(lambda primals, tangents: (call(*primals), _tangents(jax.checkpoint(theirs), primals, tangents)))
     else:
         call = jax.custom_vjp(ours)
         call.defvjp(lambda values: (call(values), values), backward)
     return call(inputs)
+
+
+def _tangents(function, primals, tangents):
+    _, results = jax.jvp(function, primals, tangents)
+    return results
 
 
 @rule("cond")

@@ -23,7 +23,7 @@ from jax.extend.core import Literal
 from jaxbig.errors import UserError
 from jaxbig.weight import Concat, Dense, Scaled, is_weight, static
 
-_LIBRARIES = tuple(f"{Path(library.__file__).parent}{os.sep}" for library in (flax, np))
+_LIBRARIES = tuple(f"{Path(str(library.__file__)).parent}{os.sep}" for library in (flax, np))
 RULES: dict[str, Callable[["Interpreter", Any, list[Any]], Any]] = {}
 
 

@@ -58,7 +58,8 @@ def _plan_product(view: View, x, eqn, left: bool):
         home = {v: k for k, v in partner.items()}
         order = [home[a] for a in batch] + list(own) + [home[a] for a in sorted(wc)]
     x_labels = "".join(own[a] if a in own else names[partner[a]] for a in order) + units
-    out = "".join(names[a] for a in batch) + free
+    # an axis of length 1 that the model dropped (one layer of a stack) belongs to the stack: in x, weight and result
+    out = units + "".join(names[a] for a in batch) + free
     sizes = {letter: view.weight.shape[axis] for axis, letter in w.items()} | {own[a]: x.shape[a] for a in own}
     moved = lax.transpose(x, order) if order != list(range(x.ndim)) else x
     x_sizes = tuple(sizes[letter] for letter in x_labels)
