@@ -1,0 +1,211 @@
+"""What `usage` reads from a function, and what `calibrate` measures in it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from user_models import MODELS, normal, of
+
+from jaxbig.errors import UsageError
+from jaxbig.usage import calibrate, usage
+from jaxbig.weight import Scaled
+
+X = normal(5, 4)
+
+
+def read(fn, *shapes, x=X):
+    return usage(lambda params, x: fn(x, *params.values()), {f"w{i}": normal(*s) for i, s in enumerate(shapes)}, x)
+
+
+def axes(use):
+    return use.kind, use.in_axes, use.out_axes
+
+
+KINDS = {
+    "product": (lambda x, w: x @ w, (4, 6), ("product", (-2,), (-1,))),
+    "product from the left": (lambda x, w: w @ x.T, (6, 4), ("product", (-1,), (-2,))),
+    "transposed": (lambda x, w: x @ w.T, (6, 4), ("product", (-1,), (-2,))),
+    "several axes": (lambda x, w: jnp.einsum("bij,ijop->bop", x.reshape(5, 2, 2), w), (2, 2, 3, 2),
+                     ("product", (-4, -3), (-2, -1))),
+    "heads": (lambda x, w: jnp.einsum("bhi,hio->bho", x.reshape(5, 2, 2), w), (2, 2, 3), ("product", (-2,), (-1,))),
+    "lookup": (lambda x, w: jnp.take(w, jnp.array([0, 2]), axis=0), (3, 4), ("lookup", (-2,), (-1,))),
+    "lookup of columns": (lambda x, w: jnp.take(w, jnp.array([0, 2]), axis=1), (3, 4), ("lookup", (-1,), (-2,))),
+    "conv": (lambda x, w: lax.conv_general_dilated(x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
+             (3, 4, 6), ("conv", (-3, -2), (-1,))),
+    "other": (lambda x, w: x + w, (4,), ("other", (), ())),
+    "scan over layers": (lambda x, w: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0], (3, 4, 4),
+                         ("product", (-2,), (-1,))),
+    "vmap over a stack": (lambda x, w: jax.vmap(jnp.dot)(jnp.stack([x] * 3), w), (3, 4, 6),
+                          ("product", (-2,), (-1,))),
+    "one input to all of a stack": (lambda x, w: jax.vmap(lambda w: x @ w)(w), (3, 4, 6), ("product", (-2,), (-3, -1))),
+    "one of a stack": (lambda x, w: x @ w[1], (3, 4, 6), ("product", (-2,), (-1,))),
+    "in a while loop": (lambda x, w: lax.while_loop(lambda x: x.sum() < 0, lambda x: x @ w, x), (4, 4),
+                        ("product", (-2,), (-1,))),
+    "in a branch": (lambda x, w: lax.cond(x.sum() > 0, lambda x: x @ w, lambda x: x, x), (4, 4),
+                    ("product", (-2,), (-1,))),
+    "remat": (lambda x, w: jax.checkpoint(lambda x: x @ w)(x), (4, 6), ("product", (-2,), (-1,))),
+    "scaled first": (lambda x, w: x @ (2 * w), (4, 6), ("product", (-2,), (-1,))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind_and_axes(name):
+    fn, shape, expected = KINDS[name]
+    (use,) = read(fn, shape)["w0"]
+    assert axes(use) == expected
+    assert (use.shape, use.dtype) == (shape, jnp.float32)
+
+
+def test_uses_name_the_primitive_the_groups_and_nothing_for_an_unused_leaf():
+    uses = read(lambda x, b, s, unused: (x - b) * s, (4,), (4,), (2, 2))
+    assert [uses[w][0].detail for w in ("w0", "w1")] == ["sub", "mul"]
+    assert uses["w2"] == ()
+    fn, params, args = of(nn.Conv(6, (3,), feature_group_count=2), normal(2, 7, 4))
+    assert usage(fn, params, *args)["kernel"][0].groups == 2
+
+
+def test_leaves_that_no_gradient_trains_are_left_out_and_weights_are_seen():
+    params = {"n": jnp.arange(3), "w": Scaled(normal(4, 6), jnp.float32(2))}
+    uses = usage(lambda params, x: x @ params["w"] + params["n"].sum(), params, X)
+    assert list(uses) == ["w"]
+    assert axes(uses["w"][0]) == ("product", (-2,), (-1,))
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+        table = nn.Embed(10, 8)
+        return table.attend(nn.tanh(table(ids)))
+
+
+def test_tied_table_has_both_uses():
+    fn, params, args = of(Tied(), jnp.array([[1, 2]]))
+    lookup, product = usage(fn, params, *args)["Embed_0/embedding"]
+    assert axes(lookup) == ("lookup", (-2,), (-1,))
+    assert axes(product) == ("product", (-1,), (-2,))
+    assert (lookup.head, product.head) == (False, True)
+
+
+def test_joined_gates_are_read_one_by_one_in_order_and_silently():
+    fn, params, args = of(nn.RNN(nn.OptimizedLSTMCell(6)), normal(2, 3, 4))
+    uses = usage(fn, params, *args)
+    kernels = {path: its for path, its in uses.items() if path.endswith("kernel")}
+    assert len(kernels) == 8
+    for path, its in kernels.items():
+        assert [axes(use) for use in its] == [("product", (-2,), (-1,))], path
+    biases = [its for path, its in uses.items() if path.endswith("bias")]
+    assert all(use.kind == "other" for its in biases for use in its)
+
+
+class Residual(nn.Module):
+    head: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = x + nn.Dense(4)(nn.gelu(nn.Dense(8)(nn.LayerNorm()(x))))
+        return nn.Dense(3, name="head")(nn.LayerNorm()(x)) if self.head else x
+
+
+class TwoHeads(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(x))
+        return nn.log_softmax(nn.Dense(3, name="policy")(x)), nn.Dense(1, name="value")(x)[..., 0]
+
+
+def heads(fn, params, args):
+    return {path for path, its in usage(fn, params, *args).items() if any(use.head for use in its)}
+
+
+HEADS = {
+    "residual with a head": (lambda: of(Residual(), X), {"head/kernel"}),
+    "residual without one": (lambda: of(Residual(head=False), X), set()),
+    "two heads": (lambda: of(TwoHeads(), X), {"policy/kernel", "value/kernel"}),
+    "graph network": (MODELS["graph network"], {"Dense_0/kernel"}),
+    "MLP-mixer": (MODELS["MLP-mixer"], {"Dense_0/kernel"}),
+    "seq2seq with attention": (MODELS["seq2seq with attention"], {"words/kernel"}),
+    "transformer with a cache": (MODELS["transformer with a cache"], {"Embed_0/embedding"}),
+    "nnx convnet": (MODELS["nnx convnet"], {"head/kernel"}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head(name):
+    make, expected = HEADS[name]
+    assert heads(*make()) == expected
+
+
+def test_nothing_is_computed():
+    shapes = {"w": jax.ShapeDtypeStruct((1 << 20, 1 << 20), jnp.bfloat16)}
+    uses = usage(lambda params, x: x @ params["w"], shapes, jax.ShapeDtypeStruct((1, 1 << 20), jnp.bfloat16))
+    assert axes(uses["w"][0]) == ("product", (-2,), (-1,))
+
+
+def moments_of(rows):
+    rows = np.asarray(rows, np.float64).reshape(-1, rows.shape[-1])
+    return len(rows), rows.sum(0), (rows**2).sum(0), rows.T @ rows
+
+
+def assert_moments(ours, rows):
+    for a, b in zip(ours, moments_of(rows), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+
+
+W = normal(4, 4) / 2
+WAYS = {
+    "plain": lambda x, w: x @ w,
+    "remat": jax.checkpoint(lambda x, w: x @ w),
+    "vmap": lambda x, w: jax.vmap(lambda x: x @ w)(x),
+    "branch taken": lambda x, w: lax.cond(x.sum() > -1e9, lambda x: x @ w, lambda x: x, x),
+    "jit": jax.jit(jnp.dot),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_calibrate_sums_over_batches(way):
+    batches = [(X,), (X + 1,)]
+    stats = calibrate(lambda params, x: WAYS[way](x, params["w"]), {"w": W}, batches, gram=True)
+    assert_moments(stats["w"], np.concatenate([np.asarray(x) for (x,) in batches]))
+
+
+def test_calibrate_without_gram_and_a_branch_not_taken():
+    def fn(params, x):
+        return lax.cond(x.sum() > 1e9, lambda x: x @ params["w"], lambda x: x, x)
+
+    stats = calibrate(fn, {"w": W}, [(X,)])["w"]
+    assert stats.gram is None
+    assert (float(stats.count), float(jnp.abs(stats.square).max())) == (0.0, 0.0)
+
+
+def test_calibrate_of_stacked_layers_and_of_one_shared_by_all():
+    layers = normal(3, 4, 4) / 2
+
+    def fn(params, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w @ params["shared"]), None), x, params["layers"])[0]
+
+    stats = calibrate(fn, {"layers": layers, "shared": W}, [(X,)], gram=True)
+    x, between = np.asarray(X, np.float64), []
+    for i, w in enumerate(np.asarray(layers)):
+        assert_moments([part[i] for part in stats["layers"]], x)
+        between.append(x @ w)
+        x = np.tanh(between[-1] @ W)
+    assert_moments(stats["shared"], np.concatenate(between))
+
+
+def test_calibrate_of_a_vmapped_stack_and_of_joined_weights():
+    stack, inputs = normal(3, 4, 4), normal(3, 5, 4)
+    stats = calibrate(lambda params, x: jax.vmap(jnp.dot)(x, params["w"]), {"w": stack}, [(inputs,)], gram=True)
+    for i in range(3):
+        assert_moments([part[i] for part in stats["w"]], inputs[i])
+    joined = {"v": normal(2, 3), "w": normal(2, 3)}
+    stats = calibrate(lambda p, x: x @ jnp.concatenate([p["v"], p["w"]]), joined, [(X,)], gram=True)
+    assert_moments(stats["v"], X[:, :2])
+    assert_moments(stats["w"], X[:, 2:])
+
+
+def test_calibrate_needs_a_batch():
+    with pytest.raises(UsageError, match="no batches; pass at least one"):
+        calibrate(lambda params, x: x @ params["w"], {"w": W}, [])
