@@ -1,8 +1,10 @@
 """The whole life of a model on real handwritten digits: train, transfer, tune, distill, prune, quantize, export.
 
 Data: scikit-learn's 1,797 digits of 8x8 pixels, 70% of each class to train on, 30% to test. No network, no GPU.
-Ends with a table and, in the working folder, results.json and report.html (self-contained, with pictures). One minute
-and a half of processor time; results as measured: docs/quickstart.md.
+Ends with a table and, in the working folder, results.json and report.html (self-contained, with pictures).
+
+Command: jaxbig run experiments/quickstart.py
+Results: the table in README.md
 """
 
 import dataclasses
