@@ -1,6 +1,7 @@
 """Rules of control flow: weights enter the bodies of calls, loops, branches, remat and shard_map as weights."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,11 @@ def _custom(interpreter: Interpreter, eqn, inputs):
         _, pullback = jax.vjp(theirs, values)
         return pullback(cotangents)
 
+    call: Any
     if eqn.primitive.name == "custom_jvp_call":
         call = jax.custom_jvp(ours)
         # the checkpoint: transposed, this derivative keeps the weight's parts, not the array
-        call.defjvp(lambda primals, tangents: (call(*primals), _tangents(jax.checkpoint(theirs), primals, tangents)))
+        call.defjvp(lambda primals, tangents: (call(primals[0]), _tangents(jax.checkpoint(theirs), primals, tangents)))
     else:
         call = jax.custom_vjp(ours)
         call.defvjp(lambda values: (call(values), values), backward)
