@@ -54,18 +54,18 @@ def _custom(interpreter: Interpreter, eqn, inputs):
 
     call: Any
     if eqn.primitive.name == "custom_jvp_call":
+
+        def forward(primals, tangents):
+            # the checkpoint: transposed, this derivative keeps the weight's parts, not the array
+            _, results = jax.jvp(jax.checkpoint(theirs), primals, tangents)
+            return call(*primals), results
+
         call = jax.custom_jvp(ours)
-        # the checkpoint: transposed, this derivative keeps the weight's parts, not the array
-        call.defjvp(lambda primals, tangents: (call(primals[0]), _tangents(jax.checkpoint(theirs), primals, tangents)))
+        call.defjvp(forward)
     else:
         call = jax.custom_vjp(ours)
         call.defvjp(lambda values: (call(values), values), backward)
     return call(inputs)
-
-
-def _tangents(function, primals, tangents):
-    _, results = jax.jvp(function, primals, tangents)
-    return results
 
 
 @rule("cond")

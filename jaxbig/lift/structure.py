@@ -49,17 +49,12 @@ def _same(interpreter: Interpreter, eqn, inputs):
     sharding = eqn.params.get("sharding")
     if sharding is not None and (not isinstance(sharding, NamedSharding) or not inputs[0].plain or inputs[0].joined):
         return NotImplemented
-    return [replace(v, weight=_each_part(eqn, v)) if isinstance(v, View) else bind_one(eqn, v) for v in inputs]
-
-
-def bind_one(eqn, value):
-    """An equation that treats its operands one by one, on one of them."""
-    return bind(eqn, [value])[0]
+    return [replace(v, weight=_each_part(eqn, v)) if isinstance(v, View) else bind(eqn, [v])[0] for v in inputs]
 
 
 def _each_part(eqn, view: View):
     if eqn.primitive.name != "sharding_constraint":
-        return jax.tree.map(lambda part: bind_one(eqn, part), view.weight)
+        return jax.tree.map(lambda part: bind(eqn, [part])[0], view.weight)
     sharding = eqn.params["sharding"]
     specs = view.weight.specs(sharding.spec)
     shardings = jax.tree.map(
