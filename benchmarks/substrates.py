@@ -110,8 +110,8 @@ def duck(fn, params, name):
 
 
 def quaxed(fn, params, name):
-    import quax
-    from quax.examples.lora import LoraArray
+    import quax  # pyright: ignore[reportMissingImports]  optional: pip install quax
+    from quax.examples.lora import LoraArray  # pyright: ignore[reportMissingImports]
 
     def one(leaf):
         a, b = factors(name, leaf, split_axes(leaf, name))

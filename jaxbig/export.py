@@ -44,7 +44,7 @@ def export(fn: Callable, params: PyTree, example: Any, path: str | Path, batch: 
     stand_in = jax.ShapeDtypeStruct(scope, example.dtype)
     model = jax.jit(lambda x: lift(fn)(params, x))
     data = jax.export.export(model, platforms=("cpu", "cuda", "tpu"))(stand_in).serialize()
-    atomic.write(path, data)
+    atomic.write(path, bytes(data))
     return len(data)
 
 

@@ -70,7 +70,8 @@ def fit_seeds(
         >>> def objective(params, variables, batch, key):
         ...     loss = jnp.mean((params["w"] - batch) ** 2)
         ...     return loss, Aux({"loss": (loss, jnp.float32(1))}, variables)
-        >>> start = init_seeds(full(), optax.sgd(0.5), jax.random.split(jax.random.key(0), 2), lambda k: {"w": jnp.zeros(())}, {})
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> start = init_seeds(full(), optax.sgd(0.5), keys, lambda key: {"w": jnp.zeros(())}, {})
         >>> states, losses = fit_seeds(objective, full(), optax.sgd(0.5), start, [jnp.ones((2, 3))])
         >>> states.split.train["w"].tolist(), losses.shape
         ([1.0, 1.0], (1, 2))

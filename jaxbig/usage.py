@@ -120,15 +120,12 @@ def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
 def _last_products(jaxpr: Any, products: dict[int, Any]) -> set[Any]:
     """The products between which and the function's results there is no other product."""
     found: set[Any] = set()
-    per_output = []
-    top = getattr(jaxpr, "jaxpr", jaxpr)
-    for i in range(len(top.outvars)):
+    for i in range(len(jaxpr.jaxpr.outvars)):
         hits: set[int] = set()
-        _walk_back(top, {i}, products, hits)
-        per_output.append({products[h] for h in hits})
-    for hits in per_output:
-        if len(hits) == 1:  # many products end in a residual stream: such a function has no head
-            found |= hits
+        _walk_back(jaxpr, {i}, products, hits)
+        last = {products[hit] for hit in hits}
+        if len(last) == 1:  # many products end in a residual stream: such a function has no head
+            found |= last
     return found
 
 

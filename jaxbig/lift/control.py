@@ -70,20 +70,21 @@ def _custom(interpreter: Interpreter, eqn, inputs):
 
 @rule("cond")
 def _cond(interpreter: Interpreter, eqn, inputs):
-    index, *operands = inputs
-    bodies = [lambda values, jaxpr=jaxpr: interpreter.body(jaxpr, values, eqn) for jaxpr in eqn.params["branches"]]
-    if interpreter.observe:
-        zeros = {}
-        for body in bodies:
-            zeros |= jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(body, operands)[1])
-        bodies = [lambda values, body=body: _padded(*body(values), zeros) for body in bodies]
-    outputs, taps = lax.switch(index, bodies, operands)
+    def branch(jaxpr, zeros):
+        def body(values):
+            outputs, taps = interpreter.body(jaxpr, values, eqn)
+            return outputs, zeros | taps
+
+        return body
+
+    zeros = {}
+    for jaxpr in eqn.params["branches"] if interpreter.observe else ():
+        taps = jax.eval_shape(branch(jaxpr, {}), inputs[1:])[1]
+        zeros |= jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), taps)
+    branches = [branch(jaxpr, zeros) for jaxpr in eqn.params["branches"]]
+    outputs, taps = lax.switch(inputs[0], branches, inputs[1:])
     interpreter.keep(taps)
     return outputs
-
-
-def _padded(outputs, taps, zeros):
-    return outputs, zeros | taps
 
 
 class _Carry:
