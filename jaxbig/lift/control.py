@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Sharding
 
 from jaxbig.lift.interpreter import Interpreter, View, bind, rule
-from jaxbig.weight import is_weight, materialise, restack
+from jaxbig.weight import is_weight, restack
 
 
 @rule("jit", "pjit", "closed_call", "core_call")
@@ -38,15 +38,16 @@ def _remat(interpreter: Interpreter, eqn, inputs):
 
 @rule("custom_vjp_call", "custom_jvp_call")
 def _custom(interpreter: Interpreter, eqn, inputs):
-    """Forward through the rules; backward by the function's own derivative rule, at weights expanded just for it."""
+    """Forward through the rules; backward by the function's own derivative rule, at weights expanded for it, loudly."""
     if interpreter.observe:
         return interpreter.evaluate(eqn.params["call_jaxpr"], inputs)
+    later = replace(interpreter, calls=[*interpreter.calls])  # derivatives are traced when the interpreter has moved on
 
     def ours(values):
         return interpreter.body(eqn.params["call_jaxpr"], values, eqn)[0]
 
     def theirs(values):
-        return bind(eqn, [v.apply(materialise(v.weight)) if isinstance(v, View) else v for v in values])
+        return bind(eqn, [later.dense(value, eqn, "in its derivative rule") for value in values])
 
     def backward(values, cotangents):
         _, pullback = jax.vjp(theirs, values)

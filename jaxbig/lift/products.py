@@ -124,7 +124,9 @@ def _gather(interpreter: Interpreter, eqn, inputs):
     if d.collapsed_slice_dims != (axis,) or eqn.params["slice_sizes"] != whole or not view.plain:
         return NotImplemented
     ids = indices[..., 0]
-    rows = view.weight.lookup(_in_bounds(ids, view.shape[axis], eqn), axis - len(view.shape))
+    flat = ids.reshape(-1)
+    flat = flat if "IN_BOUNDS" in str(eqn.params["mode"]) else jnp.clip(flat, 0, view.shape[axis] - 1)
+    rows = view.weight.lookup(flat, axis - len(view.shape))
     if rows is NotImplemented:
         return NotImplemented
     interpreter.tell(view, "lookup", ids, axis, eqn)
@@ -132,10 +134,6 @@ def _gather(interpreter: Interpreter, eqn, inputs):
     y = _fill(y, ids, view.shape[axis], eqn)
     batch = [i for i in range(y.ndim) if i not in d.offset_dims]
     return [jnp.moveaxis(y, range(y.ndim), [*batch, *d.offset_dims])]
-
-
-def _in_bounds(ids, size: int, eqn):
-    return ids.reshape(-1) if "IN_BOUNDS" in str(eqn.params["mode"]) else jnp.clip(ids.reshape(-1), 0, size - 1)
 
 
 def _fill(y, ids, size: int, eqn):
