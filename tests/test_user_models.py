@@ -74,7 +74,9 @@ def test_a_users_model(name, technique):
     assert bool(caught) is not strict
     close(ours, merged)
     if technique in IDENTICAL:
-        jax.tree.map(np.testing.assert_array_equal, ours, jax.jit(fn, compiler_options=QUICK_TO_COMPILE)(params, *args))
+        # forward programs alone: XLA rounds a forward pass that belongs to a gradient otherwise, with or without us
+        forward = jax.jit(lambda p, args: lift(fn, strict=strict)(p, *args), compiler_options=QUICK_TO_COMPILE)
+        jax.tree.map(np.testing.assert_array_equal, forward(transform.apply(split), args), forward(params, args))
     ours, merged, gradients, _, tree = step(later, args)
     close(ours, merged)
     assert len(traces) == 1
