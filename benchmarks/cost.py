@@ -63,7 +63,8 @@ def measured(function, *arguments):
     """Result, and FLOPs, bytes accessed and temporary bytes of one compiled program."""
     compiled = jax.jit(function).lower(*arguments).compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    assert cost and memory, "this backend tells no costs"
+    assert cost, "this backend tells no costs"
+    assert memory, "this backend tells no memory"
     figures = {"flops": cost["flops"], "bytes": cost["bytes accessed"], "temporaries": memory.temp_size_in_bytes}
     return compiled(*arguments), figures
 
