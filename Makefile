@@ -13,7 +13,7 @@ check:  ## what must be clean before a commit: format, lint, types, the fast tes
 	PYTHON="$(PYTHON)" .ci/check
 
 test:  ## the fast tier, doctests included
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 parity:  ## against torch, transformers and peft: pip install -e ".[parity]"
 	$(PYTHON) -m pytest -m parity
