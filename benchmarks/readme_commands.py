@@ -3,7 +3,7 @@
     python benchmarks/readme_commands.py PYTHON [--only 1] [--no-record]
 
 PYTHON is the interpreter that stands for ``python3``. Each command's wall time (installation included), exit code and
-last line are printed, and appended as one line to benchmarks/results/readme_commands.jsonl, with the main job's results.
+last line are printed, and appended as one line to benchmarks/results/readme_commands.jsonl, with the job's results.
 """
 
 import argparse
