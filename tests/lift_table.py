@@ -28,6 +28,7 @@ class Case:
         tolerance: of values and gradients, relative to the largest entry.
         forward: derivatives by `jax.jvp`: the function has no reverse mode.
         expands: why the backward pass expands a weight although the forward pass does not.
+        zero: why some gradient is truly zero: then errors are measured against the largest entry of all gradients.
         computes: why the function itself computes an array of the weight's full shape.
     """
 
@@ -39,6 +40,7 @@ class Case:
     tolerance: float = 2e-5
     forward: bool = False
     expands: str = ""
+    zero: str = ""
     computes: str = ""
 
     def reason(self, kind: str) -> str:
