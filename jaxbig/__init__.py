@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "average": "compress.merge",
     "bitfit": "tune.bitfit",
-    "calibrate": "usage",
+    "calibrate": "calibrate",
     "chain": "transform",
     "describe": "describe",
     "freeze": "tune.full",
@@ -29,6 +29,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from jaxbig.calibrate import calibrate as calibrate
     from jaxbig.compress.merge import average as average
     from jaxbig.compress.merge import merge as merge
     from jaxbig.compress.prune import prune as prune
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from jaxbig.tune.full import freeze as freeze
     from jaxbig.tune.full import full as full
     from jaxbig.tune.lora import lora as lora
-    from jaxbig.usage import calibrate as calibrate
     from jaxbig.usage import usage as usage
     from jaxbig.weight import Weight as Weight
 

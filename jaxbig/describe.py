@@ -8,7 +8,7 @@ import jax
 
 from jaxbig.transform import Split
 from jaxbig.tree import nbytes, paths
-from jaxbig.weight import is_weight
+from jaxbig.weight import innermost, is_weight
 
 
 @dataclass(frozen=True)
@@ -119,4 +119,5 @@ def _row(path: str, leaf: Any, trained: bool) -> Row:
 
 
 def _whole(leaf: Any) -> bool:
-    return getattr(leaf, "base", leaf) is not None
+    bottom = innermost(leaf)
+    return not (is_weight(bottom) and getattr(bottom, "base", bottom) is None)

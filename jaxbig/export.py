@@ -110,5 +110,6 @@ def run_in_fresh_process(path: str | Path, x: Any) -> np.ndarray:
         command = [sys.executable, "-c", _IN_FRESH_PROCESS, str(path), str(given), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"{path}: does not run in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+            lines = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
+            raise UserError(f"{path}: does not run in a fresh process: {lines[-1]}")
         return np.load(result, allow_pickle=False)

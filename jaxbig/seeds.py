@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.data.array import Arrays, Loader, select
+from jaxbig.errors import UsageError
 from jaxbig.objective.base import Objective
 from jaxbig.step import TrainState, init_state, step_fn
 from jaxbig.transform import Split, Transform
@@ -37,6 +38,9 @@ def init_seeds(
         >>> base["frozen"].shape, states.split.train["w"].shape
         ((4,), (3, 2))
     """
+
+    if not len(keys):
+        raise UsageError("init_seeds: no keys; give one for each seed")
 
     def split_of(key) -> Split:
         first, second = jax.random.split(key)

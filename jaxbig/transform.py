@@ -264,7 +264,8 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
 
     Returns:
         a factory with the same arguments. Those that are floats (or floating arrays) become entries of
-        ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are.
+        ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are. A number
+        that only `init` reads (prune's sparsity) is recorded there too, but changing it later changes nothing.
 
     Example:
         >>> from jaxbig.tune.lora import lora
@@ -278,7 +279,9 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
     def injected(*args, **kwargs):
         bound = inspect.signature(factory).bind(*args, **kwargs)
         bound.apply_defaults()
-        numbers = {k: v for k, v in bound.arguments.items() if _is_number(v)}
+        floats = {k for k, p in inspect.signature(factory).parameters.items() if "float" in str(p.annotation)}
+        given = {k: float(v) if k in floats and type(v) is int else v for k, v in bound.arguments.items()}
+        numbers = {k: v for k, v in given.items() if _is_number(v)}
         fixed = {k: v for k, v in bound.arguments.items() if k not in numbers}
         outside = factory(**fixed, **numbers)
 
@@ -287,7 +290,7 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
 
         def init(key, params, uses):
             split = outside.init(key, params, uses)
-            values = {k: jnp.asarray(v, jnp.float32) for k, v in numbers.items()}
+            values = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in numbers.items()}
             return split._replace(state={"hyperparams": values, "inner": split.state})
 
         def apply(split, key=None):

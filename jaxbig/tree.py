@@ -83,6 +83,8 @@ def match(where: Where, names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     selected: set[str] = set()
+    if not where:
+        raise UsageError(f"where={where!r} names nothing; give a pattern, or None for the default")
     for pattern in [where] if isinstance(where, str) else where:
         try:
             hits = {name for name in names if re.fullmatch(pattern, name)}

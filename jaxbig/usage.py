@@ -4,14 +4,12 @@ A technique needs to know which axes of a kernel are inputs and which outputs, w
 which product is the model's head. Names do not tell; the traced program does.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbig.errors import UsageError
 from jaxbig.lift import run
 from jaxbig.lift.interpreter import Interpreter, View
 from jaxbig.tree import PyTree, map_paths, paths
@@ -66,23 +64,27 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
     """
     shapes = {path: (tuple(leaf.shape), leaf.dtype) for path, leaf in paths(params).items() if _floating(leaf)}
     found: dict[str, dict[Use, None]] = {path: {} for path in shapes}
-    products: dict[int, tuple[str, Use]] = {}
+    products: dict[tuple[int, ...], tuple[str, Use]] = {}
 
     def observe(view: View, kind: str, x, details, eqn):
         use = _use(view, kind, details, eqn, *shapes[view.path])
         found[view.path].setdefault(use)
         if kind in ("product", "conv"):
-            products[id(eqn)] = (view.path, use)
+            products[tuple(map(id, interpreter.calls))] = (view.path, use)
 
-    jaxprs = []
+    interpreter, jaxprs = Interpreter(observe=observe), []
+    leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=is_weight)
+    arrays = {i: _shape(leaf) for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
-    def traced(params, args, kwargs):
-        result, jaxpr = run(fn, (_watched(params), *args), kwargs, Interpreter(observe=observe))
+    def traced(params, arrays):
+        rest = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]  # flags and names stay what they are
+        args, kwargs = jax.tree.unflatten(treedef, rest)
+        result, jaxpr = run(fn, (watched_leaves(params), *args), kwargs, interpreter)
         jaxprs.append(jaxpr)
         return result
 
-    jax.eval_shape(traced, map_paths(lambda _, leaf: _shape(leaf), params), args, kwargs)
-    heads = _last_products(jaxprs[0], products)
+    jax.eval_shape(traced, map_paths(lambda _, leaf: _shape(leaf), params), arrays)
+    heads = _heads(jaxprs[0], products)
     return {
         path: tuple(use._replace(head=(path, use) in heads and use.kind == "product") for use in uses)
         for path, uses in found.items()
@@ -97,7 +99,8 @@ def _shape(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_weight(leaf) else leaf
 
 
-def _watched(params: PyTree) -> PyTree:
+def watched_leaves(params: PyTree) -> PyTree:
+    """`params` with each floating array as a `Dense` weight, which the interpreter follows."""
     return jax.tree.map(lambda leaf: Dense(leaf) if _floating(leaf) and not is_weight(leaf) else leaf, params,
                         is_leaf=is_weight)  # fmt: skip
 
@@ -117,137 +120,69 @@ def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
     return Use(kind, (), (), shape, dtype, detail=eqn.primitive.name if eqn is not None else "result")
 
 
-def _last_products(jaxpr: Any, products: dict[int, Any]) -> set[Any]:
-    """The products between which and the function's results there is no other product."""
+def _heads(jaxpr: Any, products: dict[tuple[int, ...], Any]) -> set[Any]:
+    """The products that some result depends on through no other product, and that feed no other product."""
     found: set[Any] = set()
+    walk = _Walk(products)
     for i in range(len(jaxpr.jaxpr.outvars)):
-        hits: set[int] = set()
-        _walk_back(jaxpr, {i}, products, hits)
-        last = {products[hit] for hit in hits}
+        walk.last = set()
+        walk.back(jaxpr, {(i, False)}, ())
+        last = {products[key] for key in walk.last}
         if len(last) == 1:  # many products end in a residual stream: such a function has no head
             found |= last
-    return found
+    return found - {products[key] for key in walk.fed}
 
 
-def _walk_back(jaxpr: Any, wanted: set[int], products: dict[int, Any], hits: set[int]) -> set[int]:
-    """Follows results back to products of parameters; returns the inputs that are reached without meeting any."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    needed = {id(jaxpr.outvars[i]) for i in wanted}
-    for eqn in reversed(jaxpr.eqns):
-        outs = {i for i, var in enumerate(eqn.outvars) if id(var) in needed}
-        if not outs:
-            continue
-        if id(eqn) in products:
-            hits.add(id(eqn))
-            continue
-        reached = _inputs_behind(eqn, outs, products, hits)
-        needed |= {id(var) for i, var in enumerate(eqn.invars) if i in reached}
-    return {i for i, var in enumerate(jaxpr.invars) if id(var) in needed}
-
-
-def _inputs_behind(eqn: Any, outs: set[int], products, hits) -> set[int]:
-    name, p = eqn.primitive.name, eqn.params
-    if name == "scan":
-        body = getattr(p["jaxpr"], "jaxpr", p["jaxpr"])
-        carried = [i for i, (o, b) in enumerate(zip(eqn.outvars, body.outvars, strict=True))
-                   if o.aval.ndim == b.aval.ndim]  # fmt: skip
-        first = sum(o.aval.ndim == b.aval.ndim for o, b in zip(eqn.invars, body.invars, strict=True)) - len(carried)
-        return _loop(body, outs, first, len(carried), products, hits)
-    if name == "while":
-        body = getattr(p["body_jaxpr"], "jaxpr", p["body_jaxpr"])
-        reached = _loop(body, outs, p["body_nconsts"], len(eqn.outvars), products, hits)
-        return {i + p["cond_nconsts"] for i in reached}
-    if name == "cond":
-        reached = set()
-        for branch in p["branches"]:
-            reached |= {i + 1 for i in _walk_back(branch, outs, products, hits)}
-        return reached
-    inner = p.get("jaxpr", p.get("call_jaxpr"))
-    if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(eqn.invars):
-        return _walk_back(inner, outs, products, hits)
-    return set(range(len(eqn.invars)))
-
-
-def _loop(body, outs: set[int], first: int, n_carry: int, products, hits) -> set[int]:
-    wanted = set(outs)
-    while True:
-        reached = _walk_back(body, wanted, products, hits)
-        more = wanted | {i - first for i in reached if first <= i < first + n_carry}
-        if more == wanted:
-            return reached
-        wanted = more
-
-
-class Moments(NamedTuple):
-    """Sums over all rows x that met a weight's input axes; the uncentred second moment is ``square / count``.
+class _Walk:
+    """From results back to inputs. Places are pairs (index, whether a product of parameters lies in between).
 
     Attributes:
-        count: number of rows; total: ``sum x``; square: ``sum x*x``; gram: ``sum x x^T`` over the flattened input
-        axes, or None. Stacked weights have a leading axis per layer.
+        products: the equations that are products of parameters, by the ids of the calls around them and their own.
+        last: products that were reached first; fed: those that were reached through another.
     """
 
-    count: jax.Array
-    total: jax.Array
-    square: jax.Array
-    gram: jax.Array | None
+    def __init__(self, products: dict[tuple[int, ...], Any]):
+        self.products, self.last, self.fed = products, set(), set()
 
+    def back(self, jaxpr: Any, wanted: set[tuple[int, bool]], calls: tuple[int, ...]) -> set[tuple[int, bool]]:
+        """The inputs of a jaxpr that the wanted outputs depend on."""
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        needed = {(id(jaxpr.outvars[i]), behind) for i, behind in wanted}
+        for eqn in reversed(jaxpr.eqns):
+            outs = {(i, b) for i, var in enumerate(eqn.outvars) for b in (False, True) if (id(var), b) in needed}
+            if outs:
+                reached = self.inputs(eqn, outs, (*calls, id(eqn)))
+                needed |= {(id(eqn.invars[i]), behind) for i, behind in reached}
+        return {(i, b) for i, var in enumerate(jaxpr.invars) for b in (False, True) if (id(var), b) in needed}
 
-def calibrate(fn: Callable, params: PyTree, batches: Iterable[tuple], *, gram: bool = False) -> dict[str, Moments]:
-    """The input moments of every product, over some batches; what EVA, GPTQ, Wanda and the like start from.
+    def inputs(self, eqn: Any, outs: set[tuple[int, bool]], calls: tuple[int, ...]) -> set[tuple[int, bool]]:
+        """The inputs of an equation that these outputs depend on."""
+        name, p, every = eqn.primitive.name, eqn.params, range(len(eqn.invars))
+        if calls in self.products:
+            self.last |= {calls for _, behind in outs if not behind}
+            self.fed |= {calls for _, behind in outs if behind}
+            return {(i, True) for i in every}
+        if name == "scan":
+            body = getattr(p["jaxpr"], "jaxpr", p["jaxpr"])
+            carried = sum(o.aval.ndim == b.aval.ndim for o, b in zip(eqn.outvars, body.outvars, strict=True))
+            first = sum(o.aval.ndim == b.aval.ndim for o, b in zip(eqn.invars, body.invars, strict=True)) - carried
+            return self.loop(body, outs, first, carried, calls)
+        if name == "while":
+            reached = self.loop(p["body_jaxpr"], outs, p["body_nconsts"], len(eqn.outvars), calls)
+            return {(i + p["cond_nconsts"], behind) for i, behind in reached}
+        if name == "cond":
+            return {(i + 1, b) for branch in p["branches"] for i, b in self.back(branch, outs, calls)}
+        inner = p.get("jaxpr", p.get("call_jaxpr"))
+        if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(eqn.invars):
+            return self.back(inner, outs, calls)
+        return {(i, behind) for i in every for _, behind in outs}
 
-    The program itself returns them as extra results, through scan and remat too; nothing is hooked into the model.
-
-    Args:
-        fn: ``fn(params, *batch)``.
-        params: arrays or Weights.
-        batches: tuples of further arguments; all of the same shapes, or one compilation each.
-        gram: also the Gram matrices, ``[..., in, in]``.
-
-    Returns:
-        path -> Moments, float32 (float64 where x is). Products inside ``while`` loops are not counted: the number of
-        rounds is unknown to the compiler.
-
-    Raises:
-        UsageError: no batch was given.
-
-    Example:
-        >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-        >>> stats = calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 3))}, [(x,)])
-        >>> stats["w"].square.tolist()
-        [10.0, 20.0]
-    """
-
-    def observe(view, kind, x, c, eqn):
-        return _moments(x, c, gram) if kind == "product" else None
-
-    @jax.jit
-    def step(params, batch):
-        interpreter = Interpreter(observe=observe)
-        run(fn, (_watched(params), *batch), {}, interpreter)
-        return interpreter.taps
-
-    total = None
-    for batch in batches:
-        taps = step(params, tuple(batch))
-        total = taps if total is None else jax.tree.map(jnp.add, total, taps)
-    if total is None:
-        raise UsageError("calibrate: no batches; pass at least one tuple of model inputs")
-    return total
-
-
-def _moments(x, c, gram: bool) -> Moments:
-    """Moments of x over its rows: axes that are neither contracted nor shared with a stack of weights."""
-    batch = [label for label in c.w if label in c.x and label in c.out]
-    summed = [label for label in c.w if label in c.x and label not in c.out]
-    rows = [label for label in c.x if label not in c.w]
-    x = jnp.transpose(x, [c.x.index(label) for label in batch + rows + summed])
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    middle = tuple(range(len(batch), len(batch) + len(rows)))
-    rows_met = math.prod(x.shape[i] for i in middle)
-    count = jnp.full(x.shape[: len(batch)], rows_met, x.dtype)
-    flat = x.reshape(*x.shape[: len(batch)], rows_met, -1)
-    matrix = jnp.einsum("...ni,...nj->...ij", flat, flat) if gram else None
-    return Moments(count, x.sum(middle), (x * x).sum(middle), matrix)
-
-
-__all__ = ["Moments", "Use", "Uses", "calibrate", "usage"]
+    def loop(self, body: Any, outs, first: int, n_carry: int, calls) -> set[tuple[int, bool]]:
+        """As `back`, for a body whose carried inputs were its outputs a round before."""
+        wanted = set(outs)
+        while True:
+            reached = self.back(body, wanted, calls)
+            more = wanted | {(i - first, b) for i, b in reached if first <= i < first + n_carry}
+            if more == wanted:
+                return reached
+            wanted = more

@@ -94,11 +94,17 @@ class Weight:
         rows taken. NotImplemented where a part holds blocks along that axis."""
         if self.blocks(axis):
             return NotImplemented
-        return self.map_axis(axis, lambda part, i: jnp.take(part, ids, axis=i)).materialise()
+        rows = self.map_axis(axis, lambda part, i: jnp.take(part, ids, axis=i))
+        return rows.materialise() if rows.shape[axis] == ids.shape[0] else NotImplemented
 
     def cast(self, dtype) -> "Weight":
         """The same weight as another floating dtype (mixed precision); by default its floating parts cast."""
         return self.replace(**{name: cast(getattr(self, name), dtype) for name in self.axes()})
+
+    def settled(self) -> Any:
+        """The same weight with what can never matter (the masked entries of its base) set to zero."""
+        base: Any = getattr(self, "base", None)
+        return self.replace(base=base.settled()) if is_weight(base) else self
 
     def kind(self) -> str:
         """A short name for tables, nested kinds in brackets."""

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "lift": "errors contraction weight tree",
     "usage": "errors contraction weight tree lift",
     "transform": "errors contraction weight tree lift usage",
+    "calibrate": CORE,
     "describe": CORE,
     "tune": CORE,
     "compress": CORE,

@@ -228,3 +228,12 @@ def test_a_chain_nests():
     split = chain(quantize("int8"), inner).init(KEY, PARAMS, USES)
     assert set(split.train) == {"quantize", "chain"}
     assert set(split.train["chain"]) == {"lora", "bitfit"}
+
+
+def test_whole_numbers_for_floating_arguments_are_injected_too():
+    split = inject_hyperparams(lora)(rank=2, alpha=8, where="w").init(
+        jax.random.key(0),
+        {"w": jnp.ones((4, 3))},
+        usage(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 3))}, jnp.ones((1, 4))),
+    )
+    assert sorted(split.state["hyperparams"]) == ["alpha", "dropout"]

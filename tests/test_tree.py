@@ -38,7 +38,6 @@ def test_paths_refuse_two_leaves_of_one_name():
         ("head/kernel", [3]),
         (["head/.*", ".*layer_0.*"], [0, 1, 3]),
         (r"body/layer_\d+/(kernel|bias)", [0, 1, 2]),
-        ((), []),
     ],
 )
 def test_match_takes_whole_paths_in_the_trees_order(where, expected):
@@ -51,6 +50,12 @@ def test_match_of_nothing_lists_the_nearest_paths(where):
         match(where, NAMES)
     assert "matches no parameter; nearest paths (of 4): " in str(caught.value)
     assert sum(name in str(caught.value) for name in NAMES) == 3
+
+
+@pytest.mark.parametrize("nothing", ["", [], ()])
+def test_a_where_that_names_nothing_is_a_mistake(nothing):
+    with pytest.raises(UsageError, match="names nothing; give a pattern, or None"):
+        match(nothing, ["a"])
 
 
 def test_the_nearest_path_comes_first():

@@ -8,8 +8,9 @@ import pytest
 from jax import lax
 from user_models import MODELS, normal, of
 
+from jaxbig.calibrate import calibrate
 from jaxbig.errors import UsageError
-from jaxbig.usage import calibrate, usage
+from jaxbig.usage import usage
 from jaxbig.weight import Scaled
 
 X = normal(5, 4)
@@ -209,3 +210,61 @@ def test_calibrate_of_a_vmapped_stack_and_of_joined_weights():
 def test_calibrate_needs_a_batch():
     with pytest.raises(UsageError, match="no batches; pass at least one"):
         calibrate(lambda params, x: x @ params["w"], {"w": W}, [])
+
+
+class Normed(nn.Module):
+    """Dense, BatchNorm twice, and a head: its statistics are results beside the logits."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for i in range(2):
+            x = nn.relu(
+                nn.BatchNorm(use_running_average=not train, name=f"norm_{i}")(nn.Dense(4, name=f"dense_{i}")(x))
+            )
+        return nn.Dense(3, name="head")(x)
+
+
+def test_results_beside_the_logits_make_no_heads():
+    model = Normed()
+    variables = model.init(jax.random.key(0), X, True)
+
+    def fn(params, x, train):  # a flag among the arguments stays a flag
+        return model.apply({**variables, "params": params}, x, train, mutable=["batch_stats"])
+
+    assert heads(fn, variables["params"], (X, True)) == {"head/kernel"}
+    cached = nn.MultiHeadDotProductAttention(num_heads=2, decode=True)
+    variables = cached.init(jax.random.key(0), X[None], X[None])
+    fn = lambda params, x: cached.apply({**variables, "params": params}, x, x, mutable=["cache"])  # noqa: E731
+    assert heads(fn, variables["params"], (X[None, :1],)) == {"out/kernel"}
+
+
+def test_a_shared_jitted_product_is_told_apart_by_its_calls():
+    product = jax.jit(lambda x, w: x @ w)
+    params = {name: jnp.eye(4) for name in ("body", "policy", "value")}
+
+    def fn(params, x):
+        h = jnp.tanh(product(x, params["body"]))
+        return product(h, params["policy"]), product(h, params["value"])
+
+    assert heads(fn, params, (X,)) == {"policy", "value"}
+
+
+def test_a_bare_array_and_weights_in_other_arguments():
+    (use,) = usage(lambda w, x: x @ w, jnp.ones((4, 3)), X)[""]
+    assert (use.kind, use.in_axes, use.out_axes) == ("product", (-2,), (-1,))
+    other = {"a": Scaled(jnp.ones((3, 3)), jnp.float32(2))}
+    uses = usage(lambda p, x, other: (x @ p["a"]) @ other["a"], {"a": jnp.ones((4, 3))}, X, other)
+    assert len(uses["a"]) == 1
+
+
+def test_calibrate_refuses_what_does_not_add_up():
+    both_ways = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T  # noqa: E731
+    with pytest.raises(UsageError, match=r"w is multiplied along axes .* do not add up"):
+        calibrate(both_ways, {"w": jnp.ones((4, 4))}, [(X,)])
+    with pytest.raises(UsageError, match=r"a batch is a tuple of .* such as \(x,\)"):
+        calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 3))}, [X])
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("d")
+    local = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(jax.P(), rows), out_specs=rows)
+    with pytest.raises(UsageError, match="w is multiplied inside shard_map"):
+        calibrate(lambda p, x: local(p["w"], x), {"w": jnp.ones((4, 3))}, [(X,)])

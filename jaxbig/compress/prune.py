@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxbig.errors import UsageError
 from jaxbig.transform import Split, Transform, selected, technique
 from jaxbig.tree import PyTree, nbytes, paths, replace
-from jaxbig.weight import Weight, aligned, innermost, is_weight, materialise, static
+from jaxbig.weight import Weight, aligned, innermost, is_weight, materialise, rebase, static
 
 
 class Sparse(Weight):
@@ -35,6 +35,10 @@ class Sparse(Weight):
 
     def axes(self):
         return {"base": aligned(self.mask), "mask": aligned(self.mask)}
+
+    def settled(self):
+        masked = rebase(self.base, lambda base: jnp.where(self.mask, base, jnp.zeros_like(base)))
+        return self.replace(base=masked.settled() if is_weight(masked) else masked)
 
     def kind(self):
         return f"{super().kind()} {self.pattern}"
@@ -137,9 +141,10 @@ def _globally(size: dict[str, Any], sparsity) -> dict[str, Any]:
 
 def _layerwise(a, sparsity, uses):
     use = next((u for u in uses if u.kind in ("product", "conv")), None)
-    core = len(use.in_axes) + len(use.out_axes) if use else a.ndim
-    layers = math.prod(a.shape[: a.ndim - core])
-    return jax.vmap(lambda row: _kept(row, sparsity))(a.reshape(layers, -1)).reshape(a.shape)
+    stack = [i for i in range(-a.ndim, 0) if use and i not in use.in_axes + use.out_axes]
+    rows = jnp.moveaxis(a, stack, range(len(stack)))
+    masks = jax.vmap(lambda row: _kept(row, sparsity))(rows.reshape(math.prod(rows.shape[: len(stack)]), -1))
+    return jnp.moveaxis(masks.reshape(rows.shape), range(len(stack)), stack)
 
 
 def n_of_m(size, keep: int, of: int, axis: int, path: str = "the array"):

@@ -52,6 +52,9 @@ class Quantized(Weight):
         parts = {"codes": aligned(self.codes), "scale": aligned(self.scale)}
         return parts if self.zero is None else {**parts, "zero": aligned(self.zero)}
 
+    def blocks(self, axis):
+        return axis == self.packed or super().blocks(axis)
+
     def kind(self):
         groups = [n // s for n, s in zip(self.shape, self.scale.shape, strict=True) if 1 < s < n]
         return f"Quantized {self.format}" + "".join(f" g{size}" for size in groups)
@@ -82,7 +85,7 @@ class Quantized(Weight):
         after = all(self.scale.shape[i] == 1 for i in summed) and all(
             self.scale.shape[i] in (1, self.shape[i]) for i in free
         )
-        if not (plain and after):
+        if not (plain and after) or x.dtype == jnp.float16:  # sums of codes leave float16's range
             return recompute(c.equation, x, self)
         y = jax.checkpoint(lambda x, weight: c.equation(x, weight.integers().astype(x.dtype)))(x, self)
         scale = self.scale.reshape([self.scale.shape[i] for i in free])
@@ -193,8 +196,9 @@ def quantize(
         symmetric: codes around zero, ``[-127, 127]`` or ``[-7, 7]``; else the block's range, widened to hold 0, maps
             to ``[0, 255]`` or ``[0, 15]`` by ``scale * (codes - zero)``. nf4 is symmetric.
         per: what shares a scale: "tensor" (one for each layer), "channel" (one for each output channel; for a look-up
-            table each row), "group" (runs along the last input axis). None: channel for int8, group for the others.
-        group: the longest run; each axis uses its largest divisor up to that.
+            table each row), "group" (runs along the longest input axis). None: channel for int8, group for the others.
+        group: the longest run; an axis uses its largest divisor up to that, or one run where that is under a quarter of
+            it; runs of under a quarter of `group` go over the other input axes too (3x3 kernels of one channel).
         where: the weights; None: every product and convolution, tables that are only looked up excepted.
 
     Returns:
@@ -237,6 +241,7 @@ def quantize(
             use = next((u for u in uses.get(path, ()) if u.kind in ("lookup", "product", "conv")), None)
             shape = _scales_shape(leaf.shape, use, blocks, group)
             packed = _packed_axis(leaf.shape, use) if BITS[format] == 4 else None
+            leaf = leaf.settled() if is_weight(leaf) else leaf
             codes[path] = rebase(leaf, lambda array: encode(array, format, symmetric, shape, packed))  # noqa: B023
         return Split(replace(params, codes), {}, {})
 
@@ -244,6 +249,10 @@ def quantize(
 
 
 def _dense(path: str, leaf: Any) -> bool:
+    if not leaf.shape:
+        raise UsageError(
+            f"quantize: {path} is a scalar, which has nothing to share a scale with; exclude it with where="
+        )
     bottom = innermost(leaf)
     if isinstance(bottom, Quantized):
         raise UsageError(f"quantize: {path} is quantised already ({bottom.kind()}); quantise once, or merge() it first")
@@ -263,8 +272,11 @@ def _scales_shape(shape, use, per: str, group: int) -> tuple[int, ...]:
         inner, outer = outer, inner
     sizes = list(shape)
     if per == "group":
-        axis = inner[-1] if inner else -1
+        axis = max(inner or (-1,), key=lambda i: (shape[i], i))
         size = max(d for d in range(1, min(group, shape[axis]) + 1) if shape[axis] % d == 0)
+        size = size if 4 * size >= min(group, shape[axis]) else shape[axis]  # a prime length: one run
+        for other in inner if 4 * size < group else ():  # short runs go over the other input axes too
+            sizes[other] = 1
         sizes[axis] = shape[axis] // size
         return tuple(sizes)
     for axis in inner if per == "channel" else (*inner, *outer):

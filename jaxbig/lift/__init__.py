@@ -25,7 +25,10 @@ __all__ = ["MaterialiseError", "MaterialiseWarning", "control", "lift", "product
 
 # an error or a warning about the user's model shows the user's lines, not ours
 _HERE = Path(__file__).parent
-for _file in (*_HERE.glob("*.py"), *(_HERE.parent / f"{name}.py" for name in ("weight", "contraction", "usage"))):
+for _file in (
+    *_HERE.glob("*.py"),
+    *(_HERE.parent / f"{name}.py" for name in ("weight", "contraction", "usage", "calibrate")),
+):
     traceback_util.register_exclusion(str(_file))
     source_info_util.register_exclusion(str(_file))
 
@@ -33,7 +36,7 @@ for _file in (*_HERE.glob("*.py"), *(_HERE.parent / f"{name}.py" for name in ("w
 def run(fn: Callable, args: tuple, kwargs: dict, interpreter: Interpreter) -> tuple[Any, Any]:
     """``fn(*args, **kwargs)`` by the interpreter, and the jaxpr it evaluated. All Weights in the arguments count."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_weight)
-    views = [View.of(leaf, path_of(keys[2:] if len(keys) > 2 else keys)) for keys, leaf in leaves if is_weight(leaf)]
+    views = [View.of(leaf, path_of(keys[2:])) for keys, leaf in leaves if is_weight(leaf)]
 
     def flat(*arrays):
         rest = iter(arrays)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Sharding
 
+from jaxbig.errors import UsageError
 from jaxbig.lift.interpreter import Interpreter, View, bind, rule
 from jaxbig.weight import is_weight, restack
 
@@ -182,7 +183,12 @@ def _shard_map(interpreter: Interpreter, eqn, inputs):
 
     def local(*arrays):
         views = [View.of(a, v.path) if isinstance(v, View) else a for a, v in zip(arrays, values, strict=True)]
-        return tuple(interpreter.body(p["jaxpr"], views, eqn)[0])
+        outputs, taps = interpreter.body(p["jaxpr"], views, eqn)
+        if taps:
+            raise UsageError(
+                f"calibrate: {next(iter(taps))} is multiplied inside shard_map, where rows are not counted"
+            )
+        return tuple(outputs)
 
     inner = jax.shard_map(
         local, mesh=p["mesh"], in_specs=specs, out_specs=tuple(p["out_specs"]),

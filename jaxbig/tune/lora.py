@@ -106,7 +106,7 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
             tables, as `jaxbig.usage.usage` finds them.
         dropout: probability of dropping an input of A in training (only when `apply` is given a key).
         uses: "all": a tied table is adapted in its look-up and in its product; "lookup": in its look-up alone, which
-            is what PEFT does.
+            is what PEFT does; `where` None then means every table that is looked up.
 
     Returns:
         a Transform. ``train[path] = {"a": [*stack, *in, r], "b": [*stack, r, *out]}``, float32 (float64 over a float64
@@ -116,8 +116,10 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         UsageError: a selected leaf is neither multiplied nor looked up, or trained whole by an earlier link.
 
     Init: A uniform in ``+-1/sqrt(fan_in)``, B zero (for look-up tables A zero, B normal): the model is unchanged, bit
-    for bit. Cost: ``r * (in + out)`` parameters a layer; forward ``2 r (in + out)`` FLOPs a row; nothing of the size
-    of W is ever formed.
+    for bit (one that multiplies its own weights by a number: to rounding).
+
+    Cost: ``r * (in + out)`` parameters a layer; forward ``2 r (in + out)`` FLOPs a row; nothing of the size of W is
+    ever formed.
 
     Example:
         >>> from jaxbig.usage import usage
@@ -134,11 +136,15 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         raise UsageError(f"lora: uses={uses!r}; it is 'all' or 'lookup'")
     if rank < 1:
         raise UsageError(f"lora: rank={rank}; it is at least 1")
+    if isinstance(dropout, float | int) and not 0 <= dropout < 1:
+        raise UsageError(f"lora: dropout={dropout}; it lies in [0, 1)")
 
     def init(key, params, known):
         train, state = {}, {}
-        for path, leaf in selected(where, params, lambda path, leaf: _by_default(known.get(path, ()))).items():
+        for path, leaf in selected(where, params, lambda path, leaf: _by_default(known.get(path, ()), uses)).items():
             use = _orientation(path, known)
+            if uses == "lookup" and use.kind != "lookup":
+                raise UsageError(f"lora: {path} is never looked up; with uses='lookup' nothing would be trained there")
             train[path] = _factors(key_for(key, path), leaf, use, rank)
             state[path] = LowRank(None, None, None, None, None, None, use.in_axes, use.out_axes, uses)
         return Split(params, train, state)
@@ -161,7 +167,9 @@ def _may_drop(dropout: Any) -> bool:
     return not isinstance(dropout, float | int) or dropout > 0
 
 
-def _by_default(uses: tuple) -> bool:
+def _by_default(uses: tuple, adapted: str) -> bool:
+    if adapted == "lookup":
+        return any(use.kind == "lookup" for use in uses)
     multiplied = any(use.kind in ("product", "conv") and use.groups == 1 for use in uses)
     return multiplied and not any(use.kind == "lookup" or use.head for use in uses)
 

@@ -125,3 +125,15 @@ def test_errors_are_one_clear_line(make, words):
     with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
         make()
     assert words in str(caught.value)
+
+
+def test_each_layer_of_a_stack_in_the_middle_loses_its_share():
+    params = {
+        "w": jnp.arange(1.0, 33).reshape(4, 2, 4).transpose(1, 0, 2)
+    }  # head 1 holds the larger entries of each row
+    params = {"w": params["w"] * jnp.array([1.0, 100.0])[:, None, None]}
+    params = {"w": params["w"].transpose(1, 0, 2)}  # [inputs, heads, outputs]
+    fn = lambda p, x: jnp.einsum("bhi,iho->bho", x, p["w"])  # noqa: E731
+    uses = usage(fn, params, jnp.ones((1, 2, 4)))
+    split = prune(0.5, scope="layer", where="w").init(None, params, uses)
+    assert split.params["w"].mask.sum((0, 2)).tolist() == [8, 8]

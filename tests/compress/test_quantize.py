@@ -3,16 +3,19 @@
 import itertools
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxbig.compress.merge import merge
+from jaxbig.compress.prune import Sparse
 from jaxbig.compress.quantize import BITS, NF4, encode, quantize
 from jaxbig.errors import UsageError
-from jaxbig.lift import lift
+from jaxbig.lift import MaterialiseWarning, lift
 from jaxbig.transform import chain
+from jaxbig.tree import nbytes
 from jaxbig.usage import usage
 
 W = np.random.default_rng(0).normal(size=(12, 10)).astype(np.float32) + np.float32(0.3)
@@ -173,3 +176,46 @@ def test_merging_allows_another_round():
     once = merge(quantize("int8", where="w").init(None, params, {}).params)
     again = quantize("int8", where="w").init(None, once, {}).params["w"]
     np.testing.assert_allclose(again.materialise(), once["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_masked_entries_do_not_widen_the_scales():
+    leaf = Sparse(jnp.array([[100.0, 100.0], [1.0, -0.7]]), jnp.array([[False, False], [True, True]]), "50%")
+    found = quantize("int4", per="channel", where="w").init(None, {"w": leaf}, {}).params["w"].materialise()
+    np.testing.assert_allclose(found, [[0, 0], [1.0, -0.7]], atol=0.5 / 7)
+
+
+def test_rows_of_a_packed_axis_of_two_are_the_right_ones():
+    table = {"t": jnp.array([[1.0, 2, 3, 4], [-1, -2, -3, -4]])}
+    split = quantize("int4", where="t").init(None, table, {})
+    assert split.params["t"].packed == -2
+    with pytest.warns(MaterialiseWarning, match="t: Quantized int4"):
+        rows = lift(lambda p, ids: jnp.take(p["t"], ids, axis=0))(split.params, jnp.array([1, 0, 1]))
+    np.testing.assert_allclose(rows[:, 0], [-1, 1, -1], atol=0.1)
+
+
+def test_float16_sums_stay_in_range():
+    params, x = {"w": jnp.full((1024, 4), 0.01, jnp.float16)}, jnp.full((2, 1024), 4, jnp.float16)
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    split = quantize("int8").init(None, params, usage(fn, params, x))
+    np.testing.assert_allclose(lift(fn)(split.params, x), fn(params, x), rtol=1e-2)
+
+
+@pytest.mark.parametrize(("shape", "scales"), [((97, 64), (1, 64)), ((96, 64), (2, 64)), ((128, 64), (2, 64))])
+def test_runs_of_a_length_without_divisors_are_whole_axes(shape, scales):
+    params = {"w": jnp.ones(shape)}
+    uses = usage(lambda p, x: x @ p["w"], params, jnp.ones((1, shape[0])))
+    leaf = quantize("int4").init(None, params, uses).params["w"]
+    assert leaf.scale.shape == scales
+    assert nbytes(leaf) < 0.6 * params["w"].size + 4 * leaf.scale.size + 64
+
+
+def test_runs_of_small_kernels_go_over_all_inputs():
+    conv = nn.Conv(32, (3, 3), use_bias=False)
+    params = conv.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
+    uses = usage(lambda p, x: conv.apply({"params": p}, x), params, jnp.ones((1, 8, 8, 1)))
+    assert quantize("int4").init(None, params, uses).params["kernel"].scale.shape == (1, 1, 1, 32)
+
+
+def test_a_scalar_is_refused():
+    with pytest.raises(UsageError, match="s is a scalar"):
+        quantize(where="s").init(None, {"s": jnp.ones(())}, {})

@@ -244,3 +244,18 @@ def test_a_wide_adapter_over_a_bf16_base_stays_float32():
         "bitfit/head": "bfloat16", "lora/w/a": "float32", "lora/w/b": "float32"}  # fmt: skip
     y = lift(linear, strict=True)(method.apply(split), X.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dropout", [1.0, 1.5, -0.1])
+def test_a_dropout_that_is_no_share_is_refused(dropout):
+    with pytest.raises(UsageError, match=r"dropout=.*; it lies in \[0, 1\)"):
+        lora(dropout=dropout)
+
+
+def test_look_ups_alone_take_tables_and_nothing_else():
+    params = {"table": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
+    fn = lambda p, ids: jnp.take(p["table"], ids, axis=0) @ p["w"]  # noqa: E731
+    uses = usage(fn, params, jnp.array([0, 1]))
+    assert list(lora(uses="lookup").init(jax.random.key(0), params, uses).train) == ["table"]
+    with pytest.raises(UsageError, match="w is never looked up"):
+        lora(uses="lookup", where="w").init(jax.random.key(0), params, uses)
