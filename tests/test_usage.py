@@ -234,8 +234,8 @@ def test_results_beside_the_logits_make_no_heads():
     assert heads(fn, variables["params"], (X, True)) == {"head/kernel"}
     cached = nn.MultiHeadDotProductAttention(num_heads=2, decode=True)
     variables = cached.init(jax.random.key(0), X[None], X[None])
-    fn = lambda params, x: cached.apply({**variables, "params": params}, x, x, mutable=["cache"])  # noqa: E731
-    assert heads(fn, variables["params"], (X[None, :1],)) == {"out/kernel"}
+    step = lambda params, x: cached.apply({**variables, "params": params}, x, x, mutable=["cache"])  # noqa: E731
+    assert heads(step, variables["params"], (X[None, :1],)) == {"out/kernel"}
 
 
 def test_a_shared_jitted_product_is_told_apart_by_its_calls():
