@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxbig.errors import UsageError
 from jaxbig.tree import PyTree, Where, first_match, map_paths, paths
-from jaxbig.weight import is_weight
+from jaxbig.weight import is_moved, is_weight
 
 Rules = Sequence[tuple[Where, PartitionSpec]]
 
@@ -19,7 +19,8 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     Args:
         tree: arrays, shapes or Weights.
         rules: ``(where, spec)``, the first match wins; a leaf that no rule selects is replicated. The spec speaks of
-            the leaf's logical axes; the parts of a Weight derive theirs from it.
+            the leaf's logical axes; the parts of a Weight derive theirs from it. Where a Weight's base has moved to
+            `train`, its parts with as many axes as the spec names follow the spec, smaller ones are replicated.
         mesh: the devices.
 
     Returns:
@@ -38,11 +39,14 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
 
     def one(path: str, leaf: Any) -> Any:
         spec = specs[path]
-        if len(spec) > len(leaf.shape):
+        if is_weight(leaf) and is_moved(leaf):
+            parts = jax.tree.map(lambda part: spec if part.ndim >= len(spec) else PartitionSpec(), leaf)
+        elif len(spec) > len(leaf.shape):
             raise UsageError(
                 f"{path} has {len(leaf.shape)} axes, but its spec {spec} names {len(spec)}; shorten the rule"
             )
-        parts = leaf.specs(spec) if is_weight(leaf) else spec
+        else:
+            parts = leaf.specs(spec) if is_weight(leaf) else spec
         return jax.tree.map(
             lambda spec, array: _checked(path, spec, array.shape, mesh),
             parts,

@@ -15,6 +15,7 @@ from jaxbig.errors import UserError
 from jaxbig.lift import lift
 from jaxbig.objective.base import Metrics, Objective
 from jaxbig.transform import Split, Transform
+from jaxbig.tree import map_paths, paths
 
 PyTree = Any
 
@@ -117,6 +118,7 @@ def step_fn(
         updates, opt_state = optimizer.update(grads, state.opt_state, split.train)
         split = split._replace(train=optax.apply_updates(split.train, updates))
         split = transform.update(split, grads, state.step)
+        opt_state = reset_slots(opt_state, split.train, transform.reset(split, state.step))
         if any(new is not old for new, old in zip(jax.tree.leaves(split.params), jax.tree.leaves(base), strict=True)):
             raise UserError(
                 f"{transform.name}: update() changes the frozen parameters; keep what changes in train or state"
@@ -124,6 +126,41 @@ def step_fn(
         return TrainState(state.step + 1, split._replace(params=None), variables, opt_state, state.key), metrics
 
     return step
+
+
+def reset_slots(opt_state: PyTree, train: PyTree, masks: PyTree) -> PyTree:
+    """The optimiser's state with the entries of some trained leaves at zero, as a fresh one would have them.
+
+    Args:
+        opt_state: of any optax transformation. A leaf in it is a slot of a trained leaf if its path ends in that leaf's
+            path and its shape is the same; everything else (counts) stays.
+        train: what is trained.
+        masks: a part of `train`'s tree, booleans that broadcast to its leaves: True starts again.
+
+    Returns:
+        the state, of equal structure.
+
+    Raises:
+        UserError: `masks` names no trained leaf.
+
+    Example:
+        >>> train = {"w": jnp.ones(2)}
+        >>> _, state = optax.trace(0.9).update({"w": jnp.ones(2)}, optax.trace(0.9).init(train))
+        >>> reset_slots(state, train, {"w": jnp.array([True, False])}).trace["w"].tolist()
+        [0.0, 1.0]
+    """
+    wanted, leaves = paths(masks), paths(train)
+    if not wanted:
+        return opt_state
+    for path in wanted:
+        if path not in leaves:
+            raise UserError(f"reset: {path!r} is no trained leaf; there are {', '.join(leaves) or 'none'}")
+
+    def reset(path: str, slot: Any) -> Any:
+        owners = [name for name in wanted if f"/{path}".endswith(f"/{name}") and slot.shape == leaves[name].shape]
+        return jnp.where(wanted[max(owners, key=len)], jnp.zeros_like(slot), slot) if owners else slot
+
+    return map_paths(reset, opt_state)
 
 
 def _reduce(grads: PyTree, metrics: Metrics, variables: PyTree, axis_name: str) -> tuple[PyTree, Metrics, PyTree]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import UsageError
 from jaxbig.tree import PyTree, first_match, match, paths, replace
-from jaxbig.weight import innermost, is_weight, rebase
+from jaxbig.weight import innermost, is_moved, is_weight, rebase
 
 
 class Split(NamedTuple):
@@ -46,6 +46,10 @@ def _same(split: Split, fn: Callable) -> Callable:
     return fn
 
 
+def _nothing(split: Split, step: Any) -> PyTree:
+    return {}
+
+
 class Transform(NamedTuple):
     """A technique.
 
@@ -58,6 +62,9 @@ class Transform(NamedTuple):
         update: ``(split, grads, step) -> split``, after each optimiser step; jittable (masks, ranks, averages).
         wrap: ``(split, fn) -> fn`` for what is no weight: prompts before the embeddings, prefixes in a cache.
         config: the factory's name and arguments, enough to build the transform again (`jaxbig.registry.build`).
+        reset: ``(split, step) -> masks``, asked after each `update`: which entries of the optimiser's state start at 0
+            again (a restarted adapter, regrown weights). A part of `train`'s tree with booleans that broadcast to its
+            leaves; {} resets nothing.
     """
 
     name: str
@@ -66,6 +73,7 @@ class Transform(NamedTuple):
     update: Callable[[Split, PyTree, Any], Split] = _keep
     wrap: Callable[[Split, Callable], Callable] = _same
     config: Mapping[str, Any] = {}
+    reset: Callable[[Split, Any], PyTree] = _nothing
 
 
 def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
@@ -180,7 +188,13 @@ def chain(*links: Transform) -> Transform:
             fn = link.wrap(part(split, name, split.params), fn)
         return fn
 
-    return Transform("chain", init, apply, update, wrap, {"technique": "chain", "links": [x.config for x in links]})
+    def reset(split, step):
+        return {
+            name: link.reset(part(split, name, split.params), step) for name, link in zip(names, links, strict=True)
+        }
+
+    config = {"technique": "chain", "links": [link.config for link in links]}
+    return Transform("chain", init, apply, update, wrap, config, reset)
 
 
 def partition(parts: Mapping[str, Transform]) -> Transform:
@@ -240,14 +254,20 @@ def partition(parts: Mapping[str, Transform]) -> Transform:
 
         return Split(each(split, one), train, state)
 
-    def wrap(split, fn):
+    def mine_of(split):
         owner = owners(split.params)
-        for name, link in links.items():
-            fn = link.wrap(Split(only(split.params, owner, name), split.train[name], split.state[name]), fn)
+        return {n: Split(only(split.params, owner, n), split.train[n], split.state[n]) for n in links}
+
+    def wrap(split, fn):
+        for name, mine in mine_of(split).items():
+            fn = links[name].wrap(mine, fn)
         return fn
 
+    def reset(split, step):
+        return {name: links[name].reset(mine, step) for name, mine in mine_of(split).items()}
+
     config = {"technique": "partition", "parts": {where: link.config for where, link in parts.items()}}
-    return Transform("partition", init, apply, update, wrap, config)
+    return Transform("partition", init, apply, update, wrap, config, reset)
 
 
 def _places(params: PyTree) -> list[str]:
@@ -306,8 +326,12 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
             transform, inner = inside(split)
             return transform.wrap(inner, fn)
 
+        def reset(split, step):
+            transform, inner = inside(split)
+            return transform.reset(inner, step)
+
         config = {"technique": "inject_hyperparams", "of": outside.config}
-        return Transform(outside.name, init, apply, update, wrap, config)
+        return Transform(outside.name, init, apply, update, wrap, config, reset)
 
     return injected
 
@@ -330,7 +354,7 @@ def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) ->
     Raises:
         UsageError: nothing is left to work on, or `where` matches nothing.
     """
-    leaves = {path: leaf for path, leaf in paths(params).items() if not _moved(leaf)}
+    leaves = {path: leaf for path, leaf in paths(params).items() if not is_moved(leaf)}
     if where is not None:
         return {path: leaves[path] for path in match(where, leaves)}
     chosen = {path: leaf for path, leaf in leaves.items() if default(path, leaf)}
@@ -342,9 +366,3 @@ def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) ->
             f"other links take less"
         )
     return chosen
-
-
-def _moved(leaf: Any) -> bool:
-    """Whether an earlier link trains what is at the bottom of this Weight: it left an empty base behind."""
-    bottom = innermost(leaf)
-    return is_weight(bottom) and hasattr(bottom, "base")

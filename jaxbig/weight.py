@@ -225,6 +225,12 @@ def innermost(leaf: Any) -> Any:
     return leaf
 
 
+def is_moved(leaf: Any) -> bool:
+    """Whether what is at the bottom of this Weight is trained by a link that left an empty base behind."""
+    bottom = innermost(leaf)
+    return is_weight(bottom) and hasattr(bottom, "base")
+
+
 def rebase(leaf: Any, function: Callable[[Any], Any]) -> Any:
     """`leaf` with the dense array at the bottom of its nest replaced by ``function(array)``."""
     if is_weight(leaf) and hasattr(leaf, "base"):

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxbig import lora, quantize, usage
+from jaxbig import full, lora, prune, quantize, usage
 from jaxbig.errors import UsageError
 from jaxbig.mesh import shardings
 
@@ -45,6 +45,18 @@ def test_parts_of_a_weight_follow_the_logical_axes(mesh):
     assert found.scale.spec == P()
     placed = jax.device_put(tree, {"w": found, "v": NamedSharding(mesh, P())})
     assert placed["w"].base.codes.sharding == found.base.codes
+
+
+def test_what_is_left_of_a_weight_whose_base_is_trained_follows_its_rule(mesh):
+    uses = usage(model, PARAMS, X)
+    pruned = prune(0.5, where="w").init(None, PARAMS, uses)
+    split = full(where="w").init(None, pruned.params, uses)
+    found = shardings(split.params, [("w", P("fsdp", "tensor"))], mesh)
+    assert found["w"].base is None
+    assert found["w"].mask.spec == P("fsdp", "tensor")
+    jax.device_put(split.params, found)
+    lora_state = lora(rank=2, where="w").init(jax.random.key(0), PARAMS, uses).state
+    assert not jax.tree.leaves(shardings(lora_state, [], mesh))  # what an adapter keeps there is static
 
 
 def test_what_does_not_fit_is_told(mesh):

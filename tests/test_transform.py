@@ -5,14 +5,18 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 from jaxbig.lift import lift
+from jaxbig.objective import Aux
+from jaxbig.optim import Optimizer
 from jaxbig.registry import build
+from jaxbig.step import init_state, make_step, reset_slots
 from jaxbig.transform import Split, Transform, chain, inject_hyperparams, key_for, partition
 from jaxbig.tree import paths
 from jaxbig.tune.bitfit import bitfit
@@ -237,3 +241,57 @@ def test_whole_numbers_for_floating_arguments_are_injected_too():
         usage(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 3))}, jnp.ones((1, 4))),
     )
     assert sorted(split.state["hyperparams"]) == ["alpha", "dropout"]
+
+
+def restarting(every: int) -> Transform:
+    """Trains `body/kernel`, and every so many steps has the slots of its first column start again."""
+
+    def reset(split, step):
+        first = jnp.arange(split.train["body/kernel"].shape[1]) == 0
+        return {"body/kernel": first & ((step + 1) % every == 0)}
+
+    return full(where="body/kernel")._replace(name="restarting", reset=reset)
+
+
+RESETTING = {
+    "alone": (restarting(2), ""),
+    "in a chain": (chain(lora(rank=2, where="head/kernel"), restarting(2)), "restarting/"),
+    "in a partition": (partition({"head/.*": full(), ".*": restarting(2)}), "restarting/"),
+    "with numbers injected": (inject_hyperparams(lambda: restarting(2))(), ""),
+}
+
+
+@pytest.mark.parametrize(("transform", "name"), RESETTING.values(), ids=RESETTING)
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), Optimizer("adamw", 0.1).build()])
+def test_slots_start_again_where_a_technique_says_so(transform, name, optimizer):
+    def objective(params, variables, batch, key):
+        loss = jnp.mean(model(params, batch) ** 2)
+        return loss, Aux({"loss": (loss, jnp.float32(1))}, variables)
+
+    base, state = init_state(transform.init(KEY, PARAMS, USES), optimizer, KEY)
+    step = make_step(objective, transform, optimizer)
+    plain = make_step(objective, transform._replace(reset=lambda split, step: {}), optimizer)
+    state, _ = step(base, state, X)
+    before = jax.tree.map(jnp.array, state)
+    untouched, _ = plain(base, jax.tree.map(jnp.array, state), X)
+    state, _ = step(base, state, X)  # the second step resets
+    path = f"{name}body/kernel"
+    moments = {
+        where: (paths(before.opt_state)[where], slot, paths(untouched.opt_state)[where])
+        for where, slot in paths(state.opt_state).items()
+    }
+    mine = {where: slots for where, slots in moments.items() if where.endswith(path)}
+    assert len(mine) == 2  # both of Adam's
+    for was, now, kept in mine.values():
+        assert (was != 0).all()
+        assert (now[:, 0] == 0).all()
+        np.testing.assert_array_equal(now[:, 1:], kept[:, 1:])
+    for where, (_, now, kept) in moments.items():
+        if where not in mine:
+            np.testing.assert_array_equal(now, kept)
+    np.testing.assert_array_equal(paths(state.split.train)[path], paths(untouched.split.train)[path])
+
+
+def test_a_reset_that_names_nothing_says_so():
+    with pytest.raises(UserError, match="'nowhere' is no trained leaf; there are w"):
+        reset_slots((), {"w": jnp.ones(2)}, {"nowhere": jnp.array(True)})
