@@ -4,7 +4,7 @@ Its state is what may be donated: what is trained, the technique's own arrays, `
 frozen base, ``Split.params``, is an argument of its own and is never donated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.errors import UserError
+from jaxbig.gradient import Gradient, gradient_fn
 from jaxbig.lift import lift
 from jaxbig.objective.base import Metrics, Objective
 from jaxbig.transform import Split, Transform
@@ -38,6 +39,7 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
+Ways = Sequence[Callable[[Gradient], Gradient]]
 Step = Callable[[PyTree, TrainState, Any], tuple[TrainState, Metrics]]
 
 
@@ -66,7 +68,11 @@ def init_state(
 
 
 def step_fn(
-    objective: Objective, transform: Transform, optimizer: optax.GradientTransformation, axis_name: str | None = None
+    objective: Objective,
+    transform: Transform,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+    ways: Ways = (),
 ) -> Step:
     """The pure step, not compiled: g = ∇_train objective(apply(split)), train <- train + optimizer(g), then `update`.
 
@@ -76,8 +82,8 @@ def step_fn(
         objective: see `jaxbig.objective`; it is lifted, so parameters may be Weights.
         transform: the technique.
         optimizer: optax transformation over ``split.train``.
-        axis_name: axis of a `pmap` over which gradients are averaged, weighted by the count of the metric ``loss``.
-            ``vars`` (BatchNorm) are averaged without weights, and each device draws its own dropout.
+        axis_name: axis of a `pmap`, see `jaxbig.gradient.gradient_fn`.
+        ways: how the gradient is had, the first one innermost: `jaxbig.gradient.Accumulate`, `jaxbig.gradient.SAM`.
 
     Returns:
         function (base, state, batch) -> (state, metrics).
@@ -97,24 +103,13 @@ def step_fn(
         >>> int(state.step), float(metrics["loss"][1])
         (1, 4.0)
     """
+    gradient = gradient_fn(objective, transform, axis_name)
+    for way in ways:
+        gradient = way(gradient)
 
     def step(base: PyTree, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         split = state.split._replace(params=base)
-        key = jax.random.fold_in(state.key, state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        apply_key, loss_key = jax.random.split(key)
-
-        def loss(train):
-            whole = split._replace(train=train)
-            return lift(transform.wrap(whole, objective))(
-                transform.apply(whole, apply_key), state.vars, batch, loss_key
-            )
-
-        grads, aux = jax.grad(loss, has_aux=True)(split.train)
-        metrics, variables = aux.metrics, aux.vars
-        if axis_name is not None:
-            grads, metrics, variables = _reduce(grads, metrics, variables, axis_name)
+        grads, metrics, variables = gradient(split, state.vars, batch, jax.random.fold_in(state.key, state.step))
         updates, opt_state = optimizer.update(grads, state.opt_state, split.train)
         split = split._replace(train=optax.apply_updates(split.train, updates))
         split = transform.update(split, grads, state.step)
@@ -163,17 +158,11 @@ def reset_slots(opt_state: PyTree, train: PyTree, masks: PyTree) -> PyTree:
     return map_paths(reset, opt_state)
 
 
-def _reduce(grads: PyTree, metrics: Metrics, variables: PyTree, axis_name: str) -> tuple[PyTree, Metrics, PyTree]:
-    count = metrics["loss"][1]
-    total = jax.lax.psum(count, axis_name)
-    share = count / jnp.where(total == 0, 1, total)
-    grads = jax.lax.psum(jax.tree.map(lambda grad: (grad * share).astype(grad.dtype), grads), axis_name)
-    return grads, jax.lax.psum(metrics, axis_name), jax.lax.pmean(variables, axis_name)
-
-
-def make_step(objective: Objective, transform: Transform, optimizer: optax.GradientTransformation) -> Step:
+def make_step(
+    objective: Objective, transform: Transform, optimizer: optax.GradientTransformation, ways: Ways = ()
+) -> Step:
     """`step_fn`, compiled; the state is donated, so go on with the one that it returns."""
-    return jax.jit(step_fn(objective, transform, optimizer), donate_argnums=1)
+    return jax.jit(step_fn(objective, transform, optimizer, ways=ways), donate_argnums=1)
 
 
 def metrics_fn(objective: Objective, transform: Transform) -> Callable[[PyTree, TrainState, Any], Metrics]:

@@ -3,12 +3,14 @@
 from jaxbig.objective.base import Aux, Metrics, Objective, example_weights, forward, weighted_mean
 from jaxbig.objective.classify import classify, cross_entropy
 from jaxbig.objective.distill import distill, soft_cross_entropy
+from jaxbig.objective.precision import computed_in
 
 __all__ = [
     "Aux",
     "Metrics",
     "Objective",
     "classify",
+    "computed_in",
     "cross_entropy",
     "distill",
     "example_weights",
