@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbig import checkpoint
+from jaxbig import checkpoint, manifest
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UserError
@@ -107,7 +107,7 @@ def test_a_save_that_was_cut_short_does_not_exist(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", killed)
+        patch.setattr(manifest, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, 2, {"w": jnp.zeros(2)})
     assert checkpoint.latest(tmp_path) == 1
