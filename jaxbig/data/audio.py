@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxbig.data.array import Batch
 from jaxbig.data.file import inside, read
-from jaxbig.data.image import checked_offsets
+from jaxbig.data.npz import checked_offsets
 from jaxbig.data.source import positions
 from jaxbig.errors import UserError
 

@@ -3,7 +3,6 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,8 @@ FASHION_CLASSES = (
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 """Where Debian and Ubuntu's package dataset-fashion-mnist puts the set."""
 
-_PREFIX = {"train": "train", "test": "t10k"}
+MNIST = {"train": "train", "test": "t10k"}
+"""What the names of a split's files begin with."""
 
 
 def read_idx(path: str | os.PathLike, hint: str = "") -> np.ndarray:
@@ -62,7 +62,7 @@ def read_idx(path: str | os.PathLike, hint: str = "") -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def mnist(folder: str | os.PathLike, split: Literal["train", "test"] = "train") -> Batch:
+def mnist(folder: str | os.PathLike, split: str = "train") -> Batch:
     """Reads MNIST, Fashion-MNIST, KMNIST, or a set laid out like them, from its public files.
 
     Args:
@@ -85,10 +85,10 @@ def mnist(folder: str | os.PathLike, split: Literal["train", "test"] = "train") 
     Reference:
         LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition".
     """
-    if split not in _PREFIX:
+    if split not in MNIST:
         raise UserError(f"mnist: split={split!r}; use 'train' or 'test'")
-    where = _find(Path(folder), f"{_PREFIX[split]}-images", 3)
-    labels_at = _find(Path(folder), f"{_PREFIX[split]}-labels", 1)
+    where = _find(Path(folder), f"{MNIST[split]}-images", 3)
+    labels_at = _find(Path(folder), f"{MNIST[split]}-labels", 1)
     images, labels = _bytes(where, 3, "images [N, H, W]"), _bytes(labels_at, 1, "labels [N]")
     if len(images) != len(labels):
         raise UserError(
@@ -97,7 +97,7 @@ def mnist(folder: str | os.PathLike, split: Literal["train", "test"] = "train") 
     return {"image": images[..., None], "label": labels.astype(np.int32)}
 
 
-def fashion_mnist(split: Literal["train", "test"] = "train", folder: str | os.PathLike = FASHION_FOLDER) -> Batch:
+def fashion_mnist(split: str = "train", folder: str | os.PathLike = FASHION_FOLDER) -> Batch:
     """Reads Fashion-MNIST; by default from where Debian and Ubuntu install it: ``apt install dataset-fashion-mnist``.
 
     Args:

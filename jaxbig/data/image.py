@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from jaxbig.data.array import Batch
 from jaxbig.data.file import inside, read
-from jaxbig.data.npz import read_npz
+from jaxbig.data.npz import checked_offsets, read_npz
 from jaxbig.data.source import positions
 from jaxbig.errors import UserError
 
@@ -187,29 +187,6 @@ def images_in(folder: str | os.PathLike) -> list[Path]:
         []
     """
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def checked_offsets(path: str | os.PathLike, offsets: np.ndarray, end: int) -> np.ndarray:
-    """Offsets [N + 1] of N parts that lie behind each other in `end` elements, as int64.
-
-    Raises:
-        UserError: they do not begin at 0, fall, or do not end at `end`.
-
-    Example:
-        >>> checked_offsets("a.npz", np.array([0, 2, 5]), 5)
-        array([0, 2, 5])
-    """
-    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2:
-        raise UserError(f"{path}: offsets are {offsets.dtype.name} {list(offsets.shape)}, not integers [N + 1]")
-    offsets = offsets.astype(np.int64)
-    if falling := np.flatnonzero(np.diff(offsets) <= 0).tolist():
-        at = falling[0]
-        raise UserError(f"{path}: offsets[{at + 1}]={offsets[at + 1]} is not beyond offsets[{at}]={offsets[at]}")
-    if offsets[0] != 0 or offsets[-1] != end:
-        raise UserError(
-            f"{path}: offsets run from {offsets[0]} to {offsets[-1]}, the data from 0 to {end}; it is cut off"
-        )
-    return offsets
 
 
 def _stack(images: list[np.ndarray], names: list[str], size: tuple[int, int] | None, channels: int) -> np.ndarray:

@@ -4,13 +4,15 @@ import io
 import os
 import zipfile
 import zlib
-from typing import Literal
 
 import numpy as np
 
 from jaxbig.data.array import Batch
 from jaxbig.data.file import read
 from jaxbig.errors import UserError
+
+MEDMNIST = ("train", "val", "test")
+"""The splits that MedMNIST has."""
 
 
 def read_npz(path: str | os.PathLike, names: tuple[str, ...] = (), hint: str = "") -> Batch:
@@ -38,6 +40,11 @@ def read_npz(path: str | os.PathLike, names: tuple[str, ...] = (), hint: str = "
     if not data.startswith(b"PK"):
         raise UserError(f"{path}: no npz archive, it begins with the bytes {data[:4].hex(' ')}; write it with np.savez")
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as zipped:
+            if strange := [name for name in zipped.namelist() if not name.endswith(".npy")]:
+                raise UserError(
+                    f"{path}: a zip archive that holds {strange[0]}, no npz archive; unpack it and give the folder"
+                )
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             if absent := [name for name in names if name not in archive.files]:
                 raise UserError(f"{path}: holds no array {absent[0]!r}, only {', '.join(archive.files)}")
@@ -46,7 +53,7 @@ def read_npz(path: str | os.PathLike, names: tuple[str, ...] = (), hint: str = "
         raise UserError(f"{path}: damaged npz archive ({' '.join(str(error).split())}); get it again") from error
 
 
-def medmnist(path: str | os.PathLike, split: Literal["train", "val", "test"] = "train") -> Batch:
+def medmnist(path: str | os.PathLike, split: str = "train") -> Batch:
     """Reads a set of MedMNIST, such as ``pneumoniamnist.npz``: seventeen sets of medical images in one layout.
 
     Args:
@@ -69,7 +76,7 @@ def medmnist(path: str | os.PathLike, split: Literal["train", "val", "test"] = "
     Reference:
         Yang et al. (2023), "MedMNIST v2", arXiv:2110.14795.
     """
-    if split not in ("train", "val", "test"):
+    if split not in MEDMNIST:
         raise UserError(f"medmnist: split={split!r}; use 'train', 'val' or 'test'")
     arrays = read_npz(
         path,
@@ -93,6 +100,29 @@ def medmnist(path: str | os.PathLike, split: Literal["train", "val", "test"] = "
     return {"image": images, "label": labels.astype(np.int32)}
 
 
+def checked_offsets(path: str | os.PathLike, offsets: np.ndarray, end: int) -> np.ndarray:
+    """Offsets [N + 1] of N parts that lie behind each other in `end` elements, as int64.
+
+    Raises:
+        UserError: they do not begin at 0, fall, or do not end at `end`.
+
+    Example:
+        >>> checked_offsets("a.npz", np.array([0, 2, 5]), 5)
+        array([0, 2, 5])
+    """
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2:
+        raise UserError(f"{path}: offsets are {offsets.dtype.name} {list(offsets.shape)}, not integers [N + 1]")
+    offsets = offsets.astype(np.int64)
+    if falling := np.flatnonzero(np.diff(offsets) <= 0).tolist():
+        at = falling[0]
+        raise UserError(f"{path}: offsets[{at + 1}]={offsets[at + 1]} is not beyond offsets[{at}]={offsets[at]}")
+    if offsets[0] != 0 or offsets[-1] != end:
+        raise UserError(
+            f"{path}: offsets run from {offsets[0]} to {offsets[-1]}, the data from 0 to {end}; it is cut off"
+        )
+    return offsets
+
+
 def _member(path: str | os.PathLike, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         array = archive[name]
@@ -102,6 +132,4 @@ def _member(path: str | os.PathLike, archive: np.lib.npyio.NpzFile, name: str) -
                 f"{path}: array {name!r} holds pickled Python objects, which are never read; save it as numbers or text"
             ) from error
         raise UserError(f"{path}: array {name!r} is damaged ({' '.join(str(error).split())}); get it again") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: {name!r} is no array (an npz archive holds .npy files only)")
     return array

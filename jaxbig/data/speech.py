@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,9 +15,7 @@ EMOTIONS = {
 """EmoDB's letters (Wut, Langeweile, Ekel, Angst, Freude, neutral, Trauer), in the order of their codes."""
 
 
-def fsdd(
-    path: str | os.PathLike, split: Literal["train", "test", "all"] = "train", seconds: float | None = 1.0
-) -> Clips:
+def fsdd(path: str | os.PathLike, split: str = "train", seconds: float | None = 1.0) -> Clips:
     """The Free Spoken Digit Dataset: ten digits, six speakers, 8 kHz.
 
     Args:
