@@ -1,6 +1,62 @@
-"""Data: sources, and batches in a reproducible order."""
+"""Data: sources, readers of the public formats, splits, statistics, and batches in a reproducible order."""
 
 from jaxbig.data.array import Loader, Position, k_shot, order, select, size_of, split_fraction
+from jaxbig.data.audio import Clips, WavFolder, read_wav
+from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
+from jaxbig.data.file import read_text
+from jaxbig.data.idx import fashion_mnist, mnist, read_idx
+from jaxbig.data.image import ImageFolder, PackedImages
+from jaxbig.data.npz import medmnist, read_npz
+from jaxbig.data.source import ArraySource, Mapped, Source, Subset, as_source, fingerprint
+from jaxbig.data.speech import emodb, fsdd
+from jaxbig.data.split import group_k_fold, k_fold, split_groups
+from jaxbig.data.statistics import class_weights, moments, normalise
+from jaxbig.data.table import features, read_table
+from jaxbig.data.text import columns, read_aligned, read_lines, read_records
+from jaxbig.data.tfds import tfds_source
 
-__all__ = ["Loader", "Position", "k_shot", "load_digits", "order", "select", "size_of", "split_fraction"]
+__all__ = [
+    "ArraySource",
+    "Clips",
+    "ImageFolder",
+    "Loader",
+    "Mapped",
+    "PackedImages",
+    "Position",
+    "Source",
+    "Subset",
+    "WavFolder",
+    "as_source",
+    "card_default",
+    "class_weights",
+    "columns",
+    "emodb",
+    "fashion_mnist",
+    "features",
+    "fingerprint",
+    "fsdd",
+    "german_credit",
+    "group_k_fold",
+    "k_fold",
+    "k_shot",
+    "load_digits",
+    "medmnist",
+    "mnist",
+    "moments",
+    "normalise",
+    "order",
+    "read_aligned",
+    "read_idx",
+    "read_lines",
+    "read_npz",
+    "read_records",
+    "read_table",
+    "read_text",
+    "read_wav",
+    "select",
+    "size_of",
+    "split_fraction",
+    "split_groups",
+    "tfds_source",
+]
