@@ -59,5 +59,5 @@ def read_ahead(
 
 
 def _plain(batch: Batch) -> Batch:
-    """Grain hands over memory that processes share as a subclass of ndarray, which would show in types and in `repr`."""
+    """Grain hands over the memory that processes share as a subclass of ndarray, which shows in types and `repr`."""
     return {name: np.asarray(array) for name, array in batch.items()}

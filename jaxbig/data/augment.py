@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxbig.data.array import Batch
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 
 # Of splitmix64: the odd integer next to 2^64 / golden ratio, and its finaliser's two multipliers.
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -93,14 +93,20 @@ class Draw:
         return np.floor(self.uniform(name, low, high, shape)).astype(np.int64)  # pyright: ignore[reportArgumentType]
 
     def normal(self, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Standard normal numbers, float64 [B, *shape], by Box and Muller (1958).
+        """Standard normal numbers, float64 [B, *shape], by Box and Muller (1958): two of each pair of uniform ones.
+
+        The same on every machine but for the last bits of its logarithm and cosine.
 
         Example:
             >>> bool(abs(Draw(0, 0, np.arange(1000)).normal("x").mean()) < 0.1)
             True
         """
-        radius = np.sqrt(-2 * np.log1p(-self.uniform(f"{name}/radius", shape=shape)))
-        return radius * np.cos(self.uniform(f"{name}/angle", high=2 * np.pi, shape=shape))
+        count = int(np.prod(shape, dtype=np.int64))
+        half = (-(-count // 2),)
+        radius = np.sqrt(-2 * np.log1p(-self.uniform(f"{name}/radius", shape=half)))
+        angle = self.uniform(f"{name}/angle", high=2 * np.pi, shape=half)
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return both[:, :count].reshape(len(both), *shape)
 
 
 Augmentation = Callable[[Batch, Draw], Batch]
@@ -146,3 +152,43 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * _FIRST
     x = (x ^ (x >> np.uint64(27))) * _SECOND
     return x ^ (x >> np.uint64(31))
+
+
+def images(batch: Batch, name: str) -> np.ndarray:
+    """The images of a batch, checked.
+
+    Args:
+        batch: name -> array.
+        name: of the images.
+
+    Returns:
+        the array [B, H, W, C], uint8 or floating.
+
+    Raises:
+        UserError: there is no such array, or it has another shape or dtype.
+
+    Example:
+        >>> images({"image": np.zeros((2, 4, 4, 1))}, "image").shape
+        (2, 4, 4, 1)
+    """
+    x_BHWC = array_of(batch, name)
+    if x_BHWC.ndim != 4 or not (x_BHWC.dtype == np.uint8 or np.issubdtype(x_BHWC.dtype, np.floating)):
+        raise UserError(
+            f"augment: {name} is {x_BHWC.dtype.name} {x_BHWC.shape}; give images [B, H, W, C] of uint8 or floats"
+        )
+    return x_BHWC
+
+
+def array_of(batch: Batch, name: str) -> np.ndarray:
+    """An array of a batch.
+
+    Raises:
+        UserError: there is none of that name.
+
+    Example:
+        >>> array_of({"x": np.arange(2)}, "x").tolist()
+        [0, 1]
+    """
+    if name not in batch:
+        raise UserError(f"augment: no {name!r} in the batch, only {', '.join(sorted(batch))}; give inputs=NAME")
+    return np.asarray(batch[name])
