@@ -71,8 +71,10 @@ class Draw:
         each = _STEP * np.arange(1, count + 1, dtype=np.uint64)
         return _mix(of_row[:, None] + each).reshape(len(rows), *shape)
 
-    def uniform(self, name: str, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Uniform numbers in [low, high): float64 [B, *shape].
+    def uniform(
+        self, name: str, low: float | np.ndarray = 0.0, high: float | np.ndarray = 1.0, shape: tuple[int, ...] = ()
+    ) -> np.ndarray:
+        """Uniform numbers in [low, high): float64 [B, *shape]; the bounds may be arrays that broadcast to it.
 
         Example:
             >>> Draw(0, 0, np.arange(3)).uniform("x", -1, 1, shape=(2,)).shape
@@ -89,8 +91,7 @@ class Draw:
             >>> Draw(0, 0, np.arange(100)).integers("x", 3, np.full(100, 4)).max().item()
             3
         """
-        # At most 2^-53 of bias for each value, which no dataset is large enough to show.
-        return np.floor(self.uniform(name, low, high, shape)).astype(np.int64)  # pyright: ignore[reportArgumentType]
+        return np.floor(self.uniform(name, low, high, shape)).astype(np.int64)
 
     def normal(self, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Standard normal numbers, float64 [B, *shape], by Box and Muller (1958): two of each pair of uniform ones.

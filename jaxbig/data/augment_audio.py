@@ -104,8 +104,8 @@ class SpecAugment:
 
     Reference:
         Park et al. (2019), "SpecAugment: a simple data augmentation method for automatic speech recognition",
-        arXiv:1904.08779; the defaults are its policy LD. Deviation: no time warping, which the paper finds to
-        contribute least.
+        arXiv:1904.08779; the defaults are its policy LD. Deviations: no time warping, which the paper finds to
+        contribute least; a mask may reach the very last frame.
     """
 
     frequency_masks: int = 2
@@ -134,7 +134,7 @@ class SpecAugment:
         masks += [(2, f"frequency{i}", F, bands_B, widest_band_B) for i in range(self.frequency_masks)]
         for axis, name, size, available_B, most_B in masks:
             width_B = draw.integers(f"{name}/width", 0, most_B + 1)
-            first_B = draw.integers(f"{name}/first", 0, np.maximum(available_B - width_B, 1))
+            first_B = draw.integers(f"{name}/first", 0, np.maximum(available_B - width_B, 0) + 1)
             places = np.arange(size)
             hidden = (places >= first_B[:, None]) & (places < (first_B + width_B)[:, None])
             np.copyto(x_BTF, self.value, where=hidden[:, :, None] if axis == 1 else hidden[:, None, :])

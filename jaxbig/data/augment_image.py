@@ -1,6 +1,7 @@
 """Images: flipping, cropping, cutting out, colours.
 
-For turning and zooming see `augment_affine`, for mixing `augment_mix`. All take images [B, H, W, C] of uint8 or floats and give back the same shape and dtype; labels stay.
+For turning and zooming see `augment_affine`, for mixing `augment_mix`. All take images
+[B, H, W, C] of uint8 or floats and give back the same shape and dtype; labels stay.
 Legend of the shape suffixes: B batch, H height, W width, C channels.
 """
 
