@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbig.data.array import Loader
+from jaxbig.data.loader import Loader
 from jaxbig.errors import UserError
 from jaxbig.history import Totals
 from jaxbig.lift import lift
@@ -114,6 +114,8 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> 
 
 
 def _whole(data: Loader) -> None:
+    if data.process_count > 1:
+        raise UserError(f"evaluate: the loader reads 1 of {data.process_count} parts; give it process_count=1")
     if data.remainder == "drop" and data.size % data.batch_size:
         left = data.size % data.batch_size
         raise UserError(f"evaluate: the loader leaves out {left} of {data.size} examples; give it remainder='pad'")

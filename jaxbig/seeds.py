@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxbig.data.array import Arrays, Loader, select
+from jaxbig.data.array import Arrays, select
+from jaxbig.data.loader import Loader
 from jaxbig.errors import UsageError
 from jaxbig.objective.base import Objective
 from jaxbig.step import TrainState, init_state, step_fn
@@ -109,9 +111,10 @@ def seed_batches(arrays: Arrays, rows: list[Any], batch_size: int, steps: int, s
         >>> np.sort(batch["x"]).tolist()
         [[0, 1, 2], [3, 4, 5]]
     """
+    rows = [np.asarray(own) for own in rows]
     loaders = [Loader({"row": own}, batch_size, seed + i) for i, own in enumerate(rows)]
     for step in range(steps):
         epoch, at = divmod(step, loaders[0].steps)
-        chosen = [loader.arrays["row"][loader.index(epoch)[0][at]] for loader in loaders]
+        chosen = [own[loader.index(epoch)[0][at]] for own, loader in zip(rows, loaders, strict=True)]
         parts = [select(arrays, own) for own in chosen]
         yield {name: jnp.stack([part[name] for part in parts]) for name in arrays}

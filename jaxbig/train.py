@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxbig import checkpoint, placement
-from jaxbig.data.array import Loader, Position
+from jaxbig.data.loader import Loader, Position
 from jaxbig.errors import UserError
 from jaxbig.history import History, Line, Totals
 from jaxbig.objective.base import Objective

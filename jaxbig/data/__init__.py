@@ -1,13 +1,16 @@
 """Data: sources, readers of the public formats, splits, statistics, and batches in a reproducible order."""
 
-from jaxbig.data.array import Loader, Position, k_shot, order, select, size_of, split_fraction
+from jaxbig.data.array import k_shot, order, select, size_of, split_fraction
 from jaxbig.data.audio import Clips, WavFolder, read_wav
+from jaxbig.data.augment import Draw, compose
 from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
 from jaxbig.data.file import read_text
 from jaxbig.data.idx import fashion_mnist, mnist, read_idx
 from jaxbig.data.image import ImageFolder, PackedImages
+from jaxbig.data.loader import Loader, Position
 from jaxbig.data.npz import medmnist, read_npz
+from jaxbig.data.prefetch import Prefetch
 from jaxbig.data.source import ArraySource, Mapped, Source, Subset, as_source, fingerprint
 from jaxbig.data.speech import emodb, fsdd
 from jaxbig.data.split import group_k_fold, k_fold, split_groups
@@ -19,11 +22,13 @@ from jaxbig.data.tfds import tfds_source
 __all__ = [
     "ArraySource",
     "Clips",
+    "Draw",
     "ImageFolder",
     "Loader",
     "Mapped",
     "PackedImages",
     "Position",
+    "Prefetch",
     "Source",
     "Subset",
     "WavFolder",
@@ -31,6 +36,7 @@ __all__ = [
     "card_default",
     "class_weights",
     "columns",
+    "compose",
     "emodb",
     "fashion_mnist",
     "features",

@@ -1,13 +1,9 @@
-"""Arrays in memory -> batches, in an order that is a pure function of (seed, epoch).
+"""Datasets as arrays in memory: which examples, in which order, a pure function of the seed.
 
-A dataset is a dictionary of arrays with the same first axis of length N. A batch is a dictionary of the same names with
-a first axis of length B, always: where examples run out the batch is filled up with copies of the first example, and
-``mask`` [B] says with 0 that they do not count. So one compiled program serves all batches.
+A dataset is a dictionary of arrays with the same first axis of length N.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,14 +11,6 @@ from jaxbig.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
-MASK = "mask"
-
-
-class Position(NamedTuple):
-    """Where in the data a run is: `step` batches of epoch `epoch` are done. Serialise it as ``position._asdict()``."""
-
-    epoch: int = 0
-    step: int = 0
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -71,107 +59,6 @@ def select(arrays: Arrays, index: np.ndarray) -> Batch:
         [9, 7]
     """
     return {name: np.asarray(array)[index] for name, array in arrays.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Loader:
-    """Batches of a dataset, epoch by epoch, from any position on.
-
-    Args:
-        arrays: name -> array [N, ...]; not copied.
-        batch_size: B.
-        seed: with the epoch it fixes the order.
-        shuffle: False: the order of the arrays, in every epoch.
-        remainder: "drop" leaves out the last examples of an epoch that fill no batch (others in each epoch);
-            "pad" fills them up to a batch, and gives every batch a ``mask``.
-
-    Raises:
-        UserError: arrays of different lengths, no examples, a name ``mask`` with "pad", a batch larger than the dataset
-            with "drop".
-
-    Example:
-        >>> loader = Loader({"label": np.arange(5)}, batch_size=2, shuffle=False, remainder="pad")
-        >>> [(batch["label"].tolist(), batch["mask"].tolist()) for batch in loader.epoch(0, start=1)]
-        [([2, 3], [1.0, 1.0]), ([4, 0], [1.0, 0.0])]
-    """
-
-    arrays: Arrays
-    batch_size: int
-    seed: int = 0
-    shuffle: bool = True
-    remainder: Literal["drop", "pad"] = "drop"
-
-    def __post_init__(self) -> None:
-        n = size_of(self.arrays)
-        if self.remainder not in ("drop", "pad"):
-            raise UserError(f"Loader: remainder={self.remainder!r}; use 'drop' or 'pad'")
-        if self.batch_size < 1 or n < 1:
-            raise UserError(f"Loader: batch_size={self.batch_size} of {n} examples; both have to be at least 1")
-        if self.remainder == "drop" and self.batch_size > n:
-            raise UserError(
-                f"Loader: batch_size={self.batch_size} but {n} examples; use remainder='pad' or smaller batches"
-            )
-        if self.remainder == "pad" and MASK in self.arrays:
-            raise UserError(f"Loader: the dataset has an array {MASK!r} already; rename it, or use remainder='drop'")
-
-    @property
-    def size(self) -> int:
-        """Number of examples N."""
-        return size_of(self.arrays)
-
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        return self.size // self.batch_size if self.remainder == "drop" else -(-self.size // self.batch_size)
-
-    def index(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which examples each batch of an epoch holds, for loops that run on the device.
-
-        Args:
-            epoch: number of the epoch, from 0.
-
-        Returns:
-            positions int64 [steps, B], and a mask float32 [steps, B].
-
-        Example:
-            >>> Loader({"x": np.zeros(5)}, 2, shuffle=False, remainder="pad").index(0)[0].tolist()
-            [[0, 1], [2, 3], [4, 0]]
-        """
-        chosen = order(self.size, self.seed, epoch) if self.shuffle else np.arange(self.size)
-        chosen = chosen[: self.steps * self.batch_size]
-        missing = self.steps * self.batch_size - len(chosen)
-        mask = np.concatenate([np.ones(len(chosen), np.float32), np.zeros(missing, np.float32)])
-        index = np.concatenate([chosen, np.zeros(missing, chosen.dtype)])
-        return index.reshape(self.steps, -1), mask.reshape(self.steps, -1)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch.
-
-        Args:
-            epoch: number of the epoch, from 0.
-            start: number of batches to leave out, as a resumed run does.
-
-        Returns:
-            iterator over batches.
-
-        Example:
-            >>> [batch["x"].tolist() for batch in Loader({"x": np.arange(4)}, 2, shuffle=False).epoch(0, start=1)]
-            [[2, 3]]
-        """
-        index, mask = self.index(epoch)
-        for step in range(start, self.steps):
-            batch = select(self.arrays, index[step])
-            yield batch if self.remainder == "drop" else batch | {MASK: mask[step]}
-
-    def advance(self, position: Position) -> Position:
-        """The position one batch on.
-
-        Example:
-            >>> Loader({"x": np.arange(4)}, 2).advance(Position(0, 1))
-            Position(epoch=1, step=0)
-        """
-        last = position.step + 1 >= self.steps
-        return Position(position.epoch + 1, 0) if last else Position(position.epoch, position.step + 1)
 
 
 def k_shot(labels: np.ndarray, k: int, seed: int = 0) -> np.ndarray:

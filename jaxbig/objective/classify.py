@@ -13,11 +13,11 @@ from jaxbig.objective.base import Aux, Metrics, Objective, example_weights, forw
 
 
 def cross_entropy(logits_BN: jax.Array, labels_B: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example: -Σ_n q_n log softmax(z)_n, q = (1 - ε) onehot(label) + ε / N.
+    """Softmax cross-entropy of each example: -Σ_n q_n log softmax(z)_n, q = (1 - ε) p + ε / N, p = onehot(label).
 
     Args:
         logits_BN: [B, N]; computed in float32.
-        labels_B: integers [B].
+        labels_B: integers [B], or p itself, floats [B, N], as mixup makes them.
         smoothing: ε.
 
     Returns:
@@ -31,11 +31,14 @@ def cross_entropy(logits_BN: jax.Array, labels_B: jax.Array, smoothing: float = 
         Szegedy et al. (2015), "Rethinking the Inception architecture", arXiv:1512.00567, section 7.
     """
     logits_BN = logits_BN.astype(jnp.float32)
-    hard_B = optax.softmax_cross_entropy_with_integer_labels(logits_BN, labels_B)
+    if jnp.ndim(labels_B) == 2:
+        loss_B = optax.softmax_cross_entropy(logits_BN, labels_B)
+    else:
+        loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BN, labels_B)
     if not smoothing:
-        return hard_B
+        return loss_B
     uniform_B = -jax.nn.log_softmax(logits_BN).mean(axis=-1)
-    return (1 - smoothing) * hard_B + smoothing * uniform_B
+    return (1 - smoothing) * loss_B + smoothing * uniform_B
 
 
 def classification_metrics(
@@ -45,7 +48,7 @@ def classification_metrics(
 
     Args:
         logits_BN: [B, N].
-        labels_B: integers [B].
+        labels_B: integers [B], or floats [B, N]; then the likeliest class is the one that counts as right.
         weights_B: how much each example counts, float32 [B].
         smoothing: of the labels, for the loss.
 
@@ -59,7 +62,8 @@ def classification_metrics(
         (1.0, 2.0)
     """
     count = weights_B.sum()
-    correct_B = (logits_BN.argmax(axis=-1) == labels_B).astype(jnp.float32)
+    classes_B = labels_B.argmax(axis=-1) if jnp.ndim(labels_B) == 2 else labels_B
+    correct_B = (logits_BN.argmax(axis=-1) == classes_B).astype(jnp.float32)
     loss_B = cross_entropy(logits_BN, labels_B, smoothing)
     return {"loss": ((weights_B * loss_B).sum(), count), "accuracy": ((weights_B * correct_B).sum(), count)}
 

@@ -95,3 +95,17 @@ def test_the_flag_called_deterministic_is_set_too():
 def test_smoothing_out_of_range_is_an_error():
     with pytest.raises(UserError, match="between 0 and 1"):
         classify(nn.Dense(2), smoothing=2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_labels_are_their_equation_and_one_hot_ones_the_hard_labels(smoothing):
+    p = RNG.dirichlet(np.ones(4), 6).astype(np.float32)
+    z = LOGITS.astype(np.float64)
+    q = (1 - smoothing) * p + smoothing / 4
+    expected = -(q * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum(1)
+    np.testing.assert_allclose(cross_entropy(jnp.array(LOGITS), p, smoothing), expected, rtol=1e-5)
+    params = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
+    soft = {**BATCH, "label": np.eye(4, dtype=np.float32)[LABELS]}
+    ours, theirs = (classify(nn.Dense(4), smoothing=smoothing)(params, {}, batch, None) for batch in (soft, BATCH))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    assert float(ours[1].metrics["accuracy"][0]) == float(theirs[1].metrics["accuracy"][0])
