@@ -25,8 +25,9 @@ from jaxbig import atomic, bitfit, chain, full, lift, lora, pictures, plots, pru
 from jaxbig.compress.prune import packed_bytes
 from jaxbig.data import Loader, k_shot, load_digits, select, split_fraction
 from jaxbig.errors import UserError
-from jaxbig.evaluate import confusion, predict
+from jaxbig.evaluate import predict
 from jaxbig.export import export, run_in_fresh_process
+from jaxbig.metrics import confusion
 from jaxbig.models import CNN, MLP, replace_head
 from jaxbig.objective import classify, distill
 from jaxbig.optim import Optimizer
