@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "mesh": "errors tree weight",
     "placement": "errors tree mesh",
     "metrics": "errors",
+    "significance": "errors",
     "processes": "",
     "history": "errors atomic metrics",
     "progress": "errors",
