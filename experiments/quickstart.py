@@ -19,19 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from rich.console import Console
-from scipy import stats
 
 from jaxbig import atomic, bitfit, chain, full, lift, lora, pictures, plots, prune, quantize, usage
 from jaxbig.compress.prune import packed_bytes
 from jaxbig.data import Loader, k_shot, load_digits, select, split_fraction
 from jaxbig.errors import UserError
-from jaxbig.evaluate import confusion, predict
+from jaxbig.evaluate import predict
 from jaxbig.export import export, run_in_fresh_process
+from jaxbig.metrics import confusion
 from jaxbig.models import CNN, MLP, replace_head
 from jaxbig.objective import classify, distill
 from jaxbig.optim import Optimizer
 from jaxbig.report import Report, terminal_table
 from jaxbig.seeds import fit_seeds, init_seeds, seed_batches
+from jaxbig.significance import t_interval
 from jaxbig.train import Fitted, Run, Task, fit
 from jaxbig.transform import Transform
 from jaxbig.tree import paths
@@ -163,7 +164,8 @@ def _few_labels(config: Config, console: Console, base, train, test) -> list[dic
             base_of = start[0]
             states, _ = fit_seeds(classify(model), transform, optimizer, start, batches)
             trained = sum(leaf[0].size for leaf in jax.tree.leaves(states.split.train))
-            point = {"method": way, "labels": shots, **_interval(accuracy(base_of, states.split)), "trained": trained}
+            mean, low, high = t_interval(accuracy(base_of, states.split))
+            point = {"method": way, "labels": shots, "accuracy": mean, "low": low, "high": high, "trained": trained}
             points.append(point)
         told = ", ".join(f"{p['labels']} labels {p['accuracy']:.3f}" for p in points[-len(SHOTS) :])
         console.print(f"{way:13} {points[-1]['trained']:>7,} trained  accuracy at {told}")
@@ -180,13 +182,6 @@ def _accuracies(model: nn.Module, transform: Transform, test) -> Callable:
 
     every = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
     return lambda base, splits: np.asarray(every(base, splits, x), np.float64)
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over the seeds and its 95% interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return {"accuracy": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
 def _students(config: Config, console: Console, teacher, train, test) -> dict[str, Any]:
@@ -206,10 +201,10 @@ def _students(config: Config, console: Console, teacher, train, test) -> dict[st
         row = _row(name, STUDENT, trees[0], test, _size(trees[0])) | {"accuracy": float(found[-1].mean())}
         table.append(row)
         console.print(f"{name:29} accuracy {row['accuracy']:.4f}, mean of {config.seeds} seeds")
-    gain = _interval(found[1] - found[0])
-    told = f"95% interval [{gain['low']:+.4f}, {gain['high']:+.4f}], paired by seed"
-    console.print(f"distilled less alone on {FEW} labels a class: {gain['accuracy']:+.4f}, {told}")
-    return {"rows": table, "gain": gain}
+    gain = t_interval(found[1] - found[0])
+    told = f"95% interval [{gain.low:+.4f}, {gain.high:+.4f}], paired by seed"
+    console.print(f"distilled less alone on {FEW} labels a class: {gain.value:+.4f}, {told}")
+    return {"rows": table, "gain": {"accuracy": gain.value, "low": gain.low, "high": gain.high}}
 
 
 def _student_trees(config: Config, teacher, train, rows, alpha: float) -> list[Any]:

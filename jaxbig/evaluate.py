@@ -1,52 +1,113 @@
-"""Evaluation over a whole set: metrics, predictions, the confusion matrix. Padding never counts.
+"""Evaluation over a whole set: metrics, outputs, predictions. Padding never counts.
 
-Legend of the shape suffixes: N examples, C classes.
+Legend of the shape suffix: N examples.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxbig.data.loader import Loader
+from jaxbig import processes
+from jaxbig.data.loader import MASK, Loader
 from jaxbig.errors import UserError
 from jaxbig.history import Totals
 from jaxbig.lift import lift
-from jaxbig.objective.base import Objective
+from jaxbig.objective.base import Aux, Objective
 
 PyTree = Any
+Outputs = dict[str, np.ndarray]
+Summary = Callable[[Outputs], dict[str, float]]
+# Batches whose outputs may wait on the device, so that a large set need not fit there.
+_AHEAD = 8
 
 
-def evaluate(objective: Objective, params: PyTree, data: Loader, variables: PyTree = None) -> dict[str, float]:
-    """Means of an objective's metrics over a dataset: Σ sum / Σ count over its batches.
+def evaluate(
+    objective: Objective, params: PyTree, data: Loader, variables: PyTree = None, report: Summary | None = None
+) -> dict[str, float]:
+    """Means of an objective's metrics over a dataset, Σ sum / Σ count over its batches, and what `report` adds.
 
     Args:
         objective: in evaluation mode, e.g. ``classify(module, train=False)``; it gets no random key.
         params: parameters; leaves may be Weights.
-        data: batches; give it ``remainder="pad"`` so that every example counts, once.
+        data: batches; give it ``remainder="pad"`` so that every example counts, once. Of several processes each gives
+            its own share of the examples, and all get the numbers of the whole.
         variables: the objective's ``vars``; None: {}.
+        report: function from the objective's outputs over the whole set, name -> array [N, ...], to further numbers,
+            e.g. by `jaxbig.metrics.classification_report`. Examples come in the dataset's own order, processes one
+            after another; masked ones are left out. Where both know a name, the report's number stands.
 
     Returns:
-        metric -> mean.
+        metric -> mean, the loss first, then what `report` returns.
 
     Raises:
-        UserError: `data` leaves out examples.
+        UserError: `data` leaves out examples, or there is a `report` but the objective gives no outputs.
 
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from jaxbig.metrics import classification_report
         >>> from jaxbig.objective import classify
         >>> data = Loader({"image": np.eye(3, dtype=np.float32), "label": np.arange(3)}, 2, remainder="pad")
-        >>> evaluate(classify(nn.Dense(3)), {"kernel": jnp.eye(3) * 9, "bias": jnp.zeros(3)}, data)["accuracy"]
-        1.0
+        >>> params = {"kernel": jnp.eye(3) * 9, "bias": jnp.zeros(3)}
+        >>> scores = lambda outputs: classification_report(outputs["label"], outputs["logits"], only=["f1"])
+        >>> found = evaluate(classify(nn.Dense(3), train=False), params, data, report=scores)
+        >>> found["accuracy"], found["f1"]
+        (1.0, 1.0)
+    """
+    variables = {} if variables is None else variables
+
+    @jax.jit
+    def measure(params, variables, batch):
+        aux = lift(objective)(params, variables, batch, None)[1]
+        return Aux(aux.metrics, {}, aux.outputs if report else None)
+
+    totals, outputs = collect(lambda batch: measure(params, variables, batch), data, outputs=report is not None)
+    return totals.means() | (report(outputs) if report else {})
+
+
+def collect(measure: Callable[[Any], Aux], data: Loader, outputs: bool = False) -> tuple[Totals, Outputs]:
+    """Totals of the metrics over a dataset, and its outputs: what `evaluate` and a trainer's validation share.
+
+    Args:
+        measure: batch -> Aux, compiled; of `vars` nothing is used. Where its arrays are of one process alone, the
+            processes' totals and outputs are put together; arrays over all processes' devices are whole already.
+        data: batches.
+        outputs: whether outputs are wanted.
+
+    Returns:
+        totals, and name -> array [N, ...] in the dataset's own order without masked examples; {} if not wanted.
+
+    Raises:
+        UserError: `data` leaves out examples, or outputs are wanted but there are none.
+
+    Example:
+        >>> data = Loader({"x": np.arange(3.0)}, 2, remainder="pad")
+        >>> def measure(batch):
+        ...     return Aux({"loss": (batch["mask"] @ batch["x"], batch["mask"].sum())}, {}, {"x": batch["x"]})
+        >>> totals, found = collect(measure, data, outputs=True)
+        >>> totals.means(), found["x"].tolist()
+        ({'loss': 1.0}, [0.0, 1.0, 2.0])
     """
     _whole(data)
-    measure = jax.jit(lambda params, variables, batch: lift(objective)(params, variables, batch, None)[1].metrics)
-    variables = {} if variables is None else variables
-    totals = Totals()
+    metrics, kept, masks = [], [], []
+    for batch in data.epoch(0):
+        aux = measure(batch)
+        metrics.append(aux.metrics)
+        if outputs:
+            if not aux.outputs:
+                raise UserError("evaluate: a report needs outputs, but the objective gives none; use train=False")
+            kept.append(aux.outputs)
+            masks.append(np.asarray(batch.get(MASK, np.ones(data.batch_size))))
+            if len(kept) > _AHEAD:
+                kept[-1 - _AHEAD] = processes.fetch(kept[-1 - _AHEAD])
     # Fetched at the end, so that the device need not wait for the host between batches.
-    totals.add(jax.device_get([measure(params, variables, batch) for batch in data.epoch(0)]))
-    return totals.means()
+    totals, found = Totals(), {}
+    totals.add(processes.fetch(metrics))
+    if outputs:
+        found = _in_order(processes.fetch(kept), data.index(0)[0].ravel(), np.concatenate(masks))
+    return (totals, found) if processes.is_whole(metrics) else _together(totals, found)
 
 
 def predict(fn: Callable[[PyTree, Any], Any], params: PyTree, data: Loader, inputs: str = "image") -> np.ndarray:
@@ -72,50 +133,26 @@ def predict(fn: Callable[[PyTree, Any], Any], params: PyTree, data: Loader, inpu
     _whole(data)
     run = jax.jit(lift(fn))
     index, mask = data.index(0)
-    outputs = np.concatenate(jax.device_get([run(params, batch[inputs]) for batch in data.epoch(0)]))
-    kept = mask.ravel() == 1
-    result = np.empty((data.size, *outputs.shape[1:]), outputs.dtype)
-    result[index.ravel()[kept]] = outputs[kept]
-    return result
+    outputs = jax.device_get([{"": run(params, batch[inputs])} for batch in data.epoch(0)])
+    return _in_order(outputs, index.ravel(), mask.ravel())[""]
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """The confusion matrix: entry [i, j] counts the examples of class i that were taken for class j.
+def _in_order(batches: list[Mapping[str, np.ndarray]], index: np.ndarray, mask: np.ndarray) -> Outputs:
+    """The batches' examples that count, in the order of their positions in the dataset."""
+    kept = np.flatnonzero(mask)
+    kept = kept[np.argsort(index[kept], kind="stable")]
+    return {name: np.concatenate([batch[name] for batch in batches])[kept] for name in batches[0]}
 
-    Args:
-        labels: integers [N].
-        predictions: integers [N], or logits [N, C].
-        num_classes: C.
 
-    Returns:
-        int64 [C, C].
-
-    Raises:
-        UserError: lengths differ, or a class is not in 0 ... C-1.
-
-    Example:
-        >>> confusion(np.array([0, 1, 1]), np.array([0, 1, 0]), 2).tolist()
-        [[1, 0], [1, 1]]
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    predictions = predictions.argmax(axis=-1) if predictions.ndim == 2 else predictions
-    if labels.shape != predictions.shape:
-        raise UserError(
-            f"confusion: {labels.shape} labels and {predictions.shape} predictions; give one of each an example"
-        )
-    for name, classes in (("label", labels), ("prediction", predictions)):
-        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
-            wrong = classes.min() if classes.min() < 0 else classes.max()
-            raise UserError(
-                f"confusion: {name} {wrong} is not among num_classes={num_classes} classes, 0 to {num_classes - 1}"
-            )
-    counts = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+def _together(totals: Totals, outputs: Outputs) -> tuple[Totals, Outputs]:
+    """This process's totals and outputs -> those of all processes."""
+    whole = Totals()
+    whole.add([json.loads(sums) for sums in processes.gather(json.dumps(totals.sums).encode())])
+    parts = [processes.from_bytes(part) for part in processes.gather(processes.to_bytes(outputs))]
+    return whole, {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
 
 def _whole(data: Loader) -> None:
-    if data.process_count > 1:
-        raise UserError(f"evaluate: the loader reads 1 of {data.process_count} parts; give it process_count=1")
     if data.remainder == "drop" and data.size % data.batch_size:
         left = data.size % data.batch_size
         raise UserError(f"evaluate: the loader leaves out {left} of {data.size} examples; give it remainder='pad'")

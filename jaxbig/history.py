@@ -7,6 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxbig.errors import UserError
+from jaxbig.metrics import summary
+
 Line = dict[str, Any]
 
 
@@ -16,6 +21,10 @@ class Totals:
     Args:
         sums: name -> [sum, count] to go on from.
 
+    Attributes:
+        sums: name -> [sum, count]; a sum is a number or, of a metric whose sum is an array, nested lists of numbers. So
+            it is JSON as it stands.
+
     Example:
         >>> totals = Totals()
         >>> totals.add([{"loss": (3.0, 2.0)}, {"loss": (1.0, 2.0)}])
@@ -23,22 +32,38 @@ class Totals:
         {'loss': 1.0}
     """
 
-    def __init__(self, sums: Mapping[str, Iterable[float]] | None = None):
-        self.sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
+    def __init__(self, sums: Mapping[str, Iterable[Any]] | None = None):
+        self.sums: dict[str, list[Any]] = {name: list(pair) for name, pair in (sums or {}).items()}
 
     def add(self, batches: Iterable[Mapping[str, tuple[Any, Any]]]) -> None:
-        """Add batches of metrics, name -> (sum, count), that were fetched from the device."""
+        """Add batches of metrics, name -> (sum, count), that were fetched from the device.
+
+        Raises:
+            UserError: a sum has another shape than before.
+        """
+        sums = {name: [np.asarray(total, np.float64), count] for name, (total, count) in self.sums.items()}
         for metrics in batches:
             for name, (total, count) in metrics.items():
-                pair = self.sums.setdefault(name, [0.0, 0.0])
-                pair[0] += float(total)
+                total = np.asarray(total, np.float64)
+                pair = sums.setdefault(name, [np.zeros_like(total), 0.0])
+                if pair[0].shape != total.shape:
+                    raise UserError(
+                        f"metric {name}: its sum was {pair[0].shape} and is {total.shape} now; it has to keep its shape"
+                    )
+                pair[0] = pair[0] + total
                 pair[1] += float(count)
+        self.sums = {name: [total.tolist(), count] for name, (total, count) in sums.items()}
 
     def means(self, prefix: str = "") -> dict[str, float]:
-        """Σ sum / Σ count by name, the loss first; nan where nothing was counted."""
-        names = sorted(self.sums, key=lambda name: (name != "loss", name))
-        pairs = [(name, *self.sums[name]) for name in names]
-        return {prefix + name: total / count if count else math.nan for name, total, count in pairs}
+        """Σ sum / Σ count by name, the loss first; nan where nothing was counted.
+
+        What else a metric stands for, as precision and recall do for a confusion matrix, is said by
+        `jaxbig.metrics.summary`.
+        """
+        values: dict[str, float] = {}
+        for name, (total, count) in self.sums.items():
+            values |= summary(name, total, count)
+        return {prefix + name: values[name] for name in sorted(values, key=lambda name: (name != "loss", name))}
 
 
 class History:

@@ -14,7 +14,7 @@ import optax
 from jaxbig.errors import UserError
 from jaxbig.gradient import Gradient, gradient_fn
 from jaxbig.lift import lift
-from jaxbig.objective.base import Metrics, Objective
+from jaxbig.objective.base import Aux, Metrics, Objective
 from jaxbig.transform import Split, Transform
 from jaxbig.tree import map_paths, paths
 
@@ -165,11 +165,30 @@ def make_step(
     return jax.jit(step_fn(objective, transform, optimizer, ways=ways), donate_argnums=1)
 
 
-def metrics_fn(objective: Objective, transform: Transform) -> Callable[[PyTree, TrainState, Any], Metrics]:
-    """The pure evaluation of a state: function (base, state, batch) -> metrics, without any random key."""
+def measure_fn(
+    objective: Objective, transform: Transform, outputs: bool = False
+) -> Callable[[PyTree, TrainState, Any], Aux]:
+    """The pure evaluation of a state, without any random key: what `jaxbig.evaluate.collect` asks of each batch.
 
-    def metrics(base: PyTree, state: TrainState, batch: Any) -> Metrics:
+    Args:
+        objective: in evaluation mode.
+        transform: the technique.
+        outputs: whether the objective's outputs are wanted; they are not computed otherwise.
+
+    Returns:
+        function (base, state, batch) -> Aux, its ``vars`` {}.
+    """
+
+    def measure(base: PyTree, state: TrainState, batch: Any) -> Aux:
         split = state.split._replace(params=base)
-        return lift(transform.wrap(split, objective))(transform.apply(split, None), state.vars, batch, None)[1].metrics
+        params = transform.apply(split, None)
+        aux = lift(transform.wrap(split, objective))(params, state.vars, batch, None)[1]
+        return Aux(aux.metrics, {}, aux.outputs if outputs else None)
 
-    return metrics
+    return measure
+
+
+def metrics_fn(objective: Objective, transform: Transform) -> Callable[[PyTree, TrainState, Any], Metrics]:
+    """`measure_fn`, the metrics alone: function (base, state, batch) -> metrics."""
+    measure = measure_fn(objective, transform)
+    return lambda base, state, batch: measure(base, state, batch).metrics

@@ -8,7 +8,8 @@ from sklearn.metrics import confusion_matrix
 
 from jaxbig.data import Loader
 from jaxbig.errors import UserError
-from jaxbig.evaluate import confusion, evaluate, predict
+from jaxbig.evaluate import evaluate, predict
+from jaxbig.metrics import confusion
 from jaxbig.objective import classify
 
 RNG = np.random.default_rng(0)

@@ -16,12 +16,16 @@ class Aux(NamedTuple):
     """What an objective gives beside the loss.
 
     Attributes:
-        metrics: name -> (sum, count), float32 scalars; the mean over any set of batches is Σ sum / Σ count.
+        metrics: name -> (sum, count), float32; the mean over any set of batches is Σ sum / Σ count. Counts are scalars,
+            sums may be arrays: `jaxbig.metrics.sums` says what becomes of those.
         vars: what is neither trained nor frozen, after the batch (BatchNorm statistics, ...); {} if there is nothing.
+        outputs: name -> array [B, ...] of what the model said and what was right, in evaluation mode; None in training,
+            where nothing but metrics and vars leaves a step.
     """
 
     metrics: Metrics
     vars: PyTree
+    outputs: Mapping[str, jax.Array] | None = None
 
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], "jax.Array | None"], tuple[jax.Array, Aux]]
@@ -82,6 +86,17 @@ def example_weights(batch: Mapping[str, Any], size: int) -> jax.Array:
         if name in batch:
             weights_B = weights_B * jnp.asarray(batch[name], jnp.float32)
     return weights_B
+
+
+def collected(batch: Mapping[str, Any], train: bool, **outputs: Any) -> dict[str, Any] | None:
+    """`Aux.outputs` of an objective: what is given, and the batch's ``weight`` where it has one; None in training.
+
+    Example:
+        >>> sorted(collected({"weight": 1}, train=False, logits=2)), collected({}, train=True, logits=2)
+        (['logits', 'weight'], None)
+    """
+    weight = {"weight": batch["weight"]} if "weight" in batch else {}
+    return None if train else outputs | weight
 
 
 def weighted_mean(metric: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
-from jaxbig.objective.base import Aux, Objective, example_weights, forward, weighted_mean
+from jaxbig.objective.base import Aux, Objective, collected, example_weights, forward, weighted_mean
 from jaxbig.objective.classify import classification_metrics
 
 
@@ -60,7 +60,8 @@ def distill(
 
     Returns:
         objective with the metrics ``loss``, ``soft_loss``, ``hard_loss``, ``accuracy`` (the student's) and
-        ``agreement`` (how often both choose the same class).
+        ``agreement`` (how often both choose the same class), and in evaluation the student's outputs ``logits`` and
+        ``label``.
 
     Raises:
         UserError: `temperature` or `alpha` out of range, or teacher and student have different classes.
@@ -102,6 +103,7 @@ def distill(
             "hard_loss": (hard, count),
             "agreement": (same, count),
         }
-        return weighted_mean(metrics["loss"]), Aux(metrics, variables | {"student": after})
+        outputs = collected(batch, train, logits=student_BN, label=targets_B)
+        return weighted_mean(metrics["loss"]), Aux(metrics, variables | {"student": after}, outputs)
 
     return objective
