@@ -26,6 +26,7 @@ from jaxbig.data import Loader, k_shot, load_digits, select, split_fraction
 from jaxbig.errors import UserError
 from jaxbig.evaluate import predict
 from jaxbig.export import export, run_in_fresh_process
+from jaxbig.history import TIMES
 from jaxbig.metrics import confusion
 from jaxbig.models import CNN, MLP, replace_head
 from jaxbig.objective import classify, distill
@@ -285,7 +286,7 @@ def _report(config: Config, results, histories: dict[str, Fitted], dense, test) 
     true, taken = test["label"][shown], guess[shown]
     names = [f"{y} → {z}" if y != z else str(y) for y, z in zip(true, taken, strict=True)]
     curves = {
-        name: [{metric: v for metric, v in line.items() if metric != "seconds"} for line in fitted.history]
+        name: [{metric: v for metric, v in line.items() if metric not in TIMES} for line in fitted.history]
         for name, fitted in histories.items()
     }
     gain, table = results["students"]["gain"], results["table"]

@@ -14,12 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from jaxbig.history import TIMES
 from jaxbig.theme import LIGHT, RC, WIDTH
 
 _SERIES = [LIGHT[f"c{i}"] for i in range(1, 7)]
 _MARKERS = "osD^vP"
 _SPLITS = ("train", "eval", "val", "valid", "test")
-_NO_METRICS = ("epoch", "step", "seconds")
+_NO_METRICS = ("epoch", "step", *TIMES)
 
 
 def learning_curves(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:

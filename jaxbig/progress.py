@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxbig.history import TIMES
+
 
 class Report:
     """Progress of a run of `total` steps.
@@ -62,20 +64,34 @@ class Report:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def epoch_line(epoch: int, epochs: int, values: Mapping[str, Any]) -> str:
-    """The line of an epoch.
+def line_of(line: Mapping[str, Any], epochs: int, steps: int) -> str:
+    """A line of the history as it is shown.
+
+    Args:
+        line: of the history.
+        epochs, steps: of the whole run.
+
+    Returns:
+        text; it counts steps where the line is not at the end of an epoch.
 
     Example:
-        >>> epoch_line(3, 10, {"loss": 0.1394, "accuracy": 0.953, "val_loss": 0.2})
-        'epoch 3/10  loss 0.139 accuracy 0.953  val_loss 0.200'
+        >>> line = {"epoch": 3, "step": 30, "loss": 0.1394, "accuracy": 0.953, "val_loss": 0.2, "data_wait": 0.002}
+        >>> line_of(line | {"seconds": 1.5, "examples_per_second": 2310.4}, epochs=10, steps=100)
+        'epoch 3/10  loss 0.139 accuracy 0.953  val_loss 0.200  2,310 examples/s, 0.2% waiting for data'
     """
 
     def number(value: float) -> str:
         return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
+    values = {name: value for name, value in line.items() if name not in (*TIMES, "epoch", "step")}
     own = " ".join(f"{name} {number(value)}" for name, value in values.items() if not name.startswith("val_"))
     val = " ".join(f"{name} {number(value)}" for name, value in values.items() if name.startswith("val_"))
-    return "  ".join(part for part in (f"epoch {epoch}/{epochs}", own, val) if part)
+    whole = isinstance(line["epoch"], int)
+    head = f"epoch {line['epoch']}/{epochs}" if whole else f"step {line['step']}/{steps}"
+    rate = ""
+    if "examples_per_second" in line:
+        rate = f"{line['examples_per_second']:,.0f} examples/s, {line['data_wait']:.1%} waiting for data"
+    return "  ".join(part for part in (head, own, val, rate) if part)
 
 
 class Stop:

@@ -1,120 +1,59 @@
 """Training: one readable loop around one compiled step.
 
-A run with a working folder keeps ``checkpoints/`` and ``metrics.jsonl`` there, one line an epoch. Killed at any moment,
-it goes on with ``resume=True`` from the last complete checkpoint, and ends in the very bits that an uninterrupted run
-ends in. Give each run a folder of its own.
+A run with a working folder keeps ``checkpoints/`` and ``metrics.jsonl`` there, one line an epoch (or every `Run.every`
+steps). Killed at any moment, it goes on with ``resume=True`` from the last complete checkpoint, and ends in the very
+bits that an uninterrupted run ends in. Give each run a folder of its own.
 """
 
-import dataclasses
+import contextlib
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
-from rich.console import Console
+import numpy as np
 
 from jaxbig import checkpoint, placement
-from jaxbig.data.loader import Loader, Position
+from jaxbig.data.loader import Position
+from jaxbig.data.prefetch import Prefetch
+from jaxbig.diagnose import explain, first_bad_step, is_finite
 from jaxbig.errors import UserError
+from jaxbig.evaluate import Outputs, collect
+from jaxbig.gradient import gradient_fn
 from jaxbig.history import History, Line, Totals
-from jaxbig.objective.base import Objective
-from jaxbig.progress import Report, Stop, epoch_line, stop_on_signals
-from jaxbig.step import Step, TrainState, init_state, make_step, metrics_fn, step_fn
-from jaxbig.storage import to_stored
-from jaxbig.transform import Split, Transform
+from jaxbig.job import Fitted, Moment, Run, Task, Validation
+from jaxbig.progress import Report, Stop, line_of, stop_on_signals
+from jaxbig.resume import APART, check, from_parts, identity, parts
+from jaxbig.saver import Saver
+from jaxbig.step import Step, TrainState, init_state, make_step, measure_fn, metrics_fn, step_fn
+from jaxbig.transform import Split
 
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a run is carried out; nothing here changes what it computes, but for `pmap` (see `step_fn`).
-
-    Attributes:
-        epochs: how many.
-        workdir: working folder; None: nothing is saved.
-        resume: go on from the last complete checkpoint in `workdir`, or start if there is none.
-        keep_last: checkpoints to keep.
-        log_every: steps between two looks at the metrics. The device need not wait for the host in between.
-        mesh: split batches over these devices; None: one device.
-        pmap: the same step under `jax.pmap` over all local devices.
-        quiet: show nothing.
-        config: JSON-able, kept in every checkpoint's manifest.
-        console: where to show progress; None: standard output.
-    """
-
-    epochs: int = 1
-    workdir: str | Path | None = None
-    resume: bool = False
-    keep_last: int = 2
-    log_every: int = 50
-    mesh: Mesh | None = None
-    pmap: bool = False
-    quiet: bool = False
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    console: Console | None = None
-
-
-class Task(NamedTuple):
-    """What a run computes.
-
-    Attributes:
-        objective: what is minimised.
-        transform: the technique.
-        optimizer: optax transformation over ``split.train``.
-        data: batches to train on.
-        validation: (objective in evaluation mode, batches), measured after each epoch; None: nothing. Use
-            ``remainder="pad"`` in its loader, so that every example counts.
-    """
-
-    objective: Objective
-    transform: Transform
-    optimizer: optax.GradientTransformation
-    data: Loader
-    validation: tuple[Objective, Loader] | None = None
-
-
-class Fitted(NamedTuple):
-    """What a run ends with.
-
-    Attributes:
-        split: the factorisation, trained; ``transform.apply(split)`` gives the parameters.
-        vars: what is neither trained nor frozen.
-        history: one dictionary an epoch: epoch, step, means of all metrics, ``val_`` means, seconds.
-        state: the whole state.
-    """
-
-    split: Split
-    vars: PyTree
-    history: list[Line]
-    state: TrainState
-
-
-def fit(task: Task, split: Split, key: jax.Array, run: Run = Run(), variables: PyTree = None) -> Fitted:
+def fit(task: Task, split: Split, key: jax.Array, run: Run | None = None, variables: PyTree = None) -> Fitted:
     """Train.
 
     Args:
         task: what is computed.
         split: as ``task.transform.init`` made it; none of its arrays is changed or donated.
         key: typed PRNG key of the run.
-        run: how it is carried out.
+        run: how it is carried out; None: `Run()`.
         variables: the objective's first ``vars``; None: {}.
 
     Returns:
         the trained split and the history.
 
     Raises:
-        UserError: the loss is not finite, the folder holds a run already and `resume` is off, or the checkpoint is
-            damaged or of another run.
+        UserError: the loss is not finite (the message names the step and what is wrong in it) or diverges, the folder
+            holds a run already and `resume` is off, or the checkpoint is damaged or of another run.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, when the state in mid-epoch has been saved.
 
     Example:
-        >>> import flax.linen as nn, numpy as np
+        >>> import flax.linen as nn, jax.numpy as jnp, optax
+        >>> from jaxbig.data import Loader
         >>> from jaxbig.objective import classify
         >>> from jaxbig.tune.full import full
         >>> data = Loader({"image": np.eye(4, dtype=np.float32), "label": np.arange(4)}, batch_size=2)
@@ -124,164 +63,260 @@ def fit(task: Task, split: Split, key: jax.Array, run: Run = Run(), variables: P
         >>> [line["step"] for line in fitted.history], fitted.history[-1]["accuracy"]
         ([2, 4, 6], 1.0)
     """
-    return _Loop(task, split, key, run, variables).run_all()
+    return _Loop(task, split, key, run or Run(), variables).run_all()
 
 
 class _Loop:
     def __init__(self, task: Task, split: Split, key: jax.Array, run: Run, variables: PyTree):
-        self.task, self.run = task, run
+        self.task, self.run, self.given = task, run, (split, key, variables)
+        self.validation = None if task.validation is None else Validation(*task.validation)
         self.place = _placement(run)
-        base, state = init_state(split, task.optimizer, key, variables)
+        self.per_epoch = task.data.steps
+        self.total = run.epochs * self.per_epoch if run.steps is None else run.steps
         self.folder = None if run.workdir is None else Path(run.workdir) / "checkpoints"
-        self.identity = _identity(task, base, state) if run.workdir is not None else {}
-        self.position, self.totals, lines = Position(), Totals(), []
+        base, state = init_state(split, task.optimizer, key, variables)
+        self.identity = identity(task, base, state) if run.workdir is not None else {}
+        self.done, self.totals, lines = 0, Totals(), []
         found = self._found()
         if found is not None:
-            manifest = checkpoint.read_manifest(self.folder or "", found)
-            self._check_identity(manifest["identity"], found)
-            state = checkpoint.restore(self.folder or "", state, found)
-            self.position, self.totals = Position(**manifest["position"]), Totals(manifest["totals"])
-            lines = manifest["history"]
+            state, self.done, self.totals, lines = self._resumed(state, found)
         self.history = History(None if run.workdir is None else Path(run.workdir) / "metrics.jsonl", lines)
         self.original, self.base, self.state = base, self.place.state(base), self.place.state(state)
         axis = placement.AXIS if run.pmap else None
-        step = step_fn(task.objective, task.transform, task.optimizer, axis)
+        step = step_fn(task.objective, task.transform, task.optimizer, axis, task.ways)
         self.step: Step = self.place.compile(step, self.state)
-        self.measure = jax.jit(metrics_fn(task.validation[0], task.transform)) if task.validation else None
+        self.saver = Saver(self.folder, run.keep_last, run.keep_best, APART) if self.folder else None
         self.pending: list = []
+        self.stopped: str | None = None
+        self.measure = None
+        if self.validation is not None:
+            outputs = self.validation.outputs or self.validation.report is not None
+            self.measure = jax.jit(measure_fn(self.validation.objective, task.transform, outputs))
+
+    # -- a run's folder ----------------------------------------------------------------------------------------------
 
     def _found(self) -> int | None:
         if self.folder is None:
-            if self.run.resume:
-                raise UserError("fit: resume needs the workdir of the run to go on with")
+            if self.run.resume or self.run.save_base:
+                raise UserError("fit: resume needs the workdir of the run to go on with, and save_base one to write to")
             return None
         found = checkpoint.latest(self.folder)
         if found is not None and not self.run.resume:
             raise UserError(f"{self.run.workdir}: holds a run already; resume it, or choose another workdir")
         return found
 
-    def _check_identity(self, saved: Mapping[str, Any], found: int) -> None:
-        for name, value in self.identity.items():
-            if saved.get(name) != value:
-                raise UserError(
-                    f"{self.folder}: step {found} is of another run: its {name} was {saved.get(name)}, now "
-                    f"{value}; use the settings of that run, or another workdir"
-                )
+    def _resumed(self, state: TrainState, found: int) -> tuple[TrainState, int, Totals, list[Line]]:
+        manifest = checkpoint.read_manifest(self.folder or "", found)
+        check(manifest["identity"], self.identity, f"{self.folder}: step {found}")
+        state = from_parts(checkpoint.restore(self.folder or "", parts(state), found), state)
+        lines, done = manifest["history"], int(manifest["step"])
+        # A run that ended inside a period has a line there, which an uninterrupted longer run would not have.
+        if lines and lines[-1]["step"] == done < self.total and done % self._period():
+            lines = lines[:-1]
+        return state, done, Totals(manifest["totals"]), lines
 
-    def run_all(self) -> Fitted:
-        steps = self.task.data.steps
-        done = self.position.epoch * steps + self.position.step
-        report = Report(self.run.epochs * steps, done, self.run.console, self.run.quiet)
-        with report, stop_on_signals() as stop:
-            while self.position.epoch < self.run.epochs:
-                self._epoch(report, stop)
-        state = self.place.fetch(self.state)
-        return Fitted(state.split._replace(params=self.original), state.vars, self.history.lines, state)
-
-    def _epoch(self, report: Report, stop: Stop) -> None:
-        since, epoch = time.perf_counter(), self.position.epoch
-        for batch in self.task.data.epoch(epoch, self.position.step):
-            self.state, metrics = self.step(self.base, self.state, self.place.batch(batch))
-            self.pending.append(metrics)
-            self.position = self.task.data.advance(self.position)
-            if len(self.pending) >= self.run.log_every:
-                self._look(report, epoch)
-            if stop.signal is not None and self.position.step:
-                self._look(report, epoch)
-                self._save()
-                report.line(f"stopped in epoch {epoch + 1} after step {self.position.step}" + self._hint())
-                stop.leave()
-        self._look(report, epoch)
-        values = self.totals.means() | self._validate()
-        done = {"epoch": epoch + 1, "step": (epoch + 1) * self.task.data.steps}
-        self.history.append(done | values | {"seconds": round(time.perf_counter() - since, 3)})
-        report.line(epoch_line(epoch + 1, self.run.epochs, values))
-        self.totals = Totals()
-        self._save()
-        if stop.signal is not None:
-            report.line(f"stopped after epoch {epoch + 1}" + self._hint())
-            stop.leave()
-
-    def _hint(self) -> str:
-        return "; resume goes on from here" if self.folder else "; nothing is saved without a workdir"
-
-    def _look(self, report: Report, epoch: int) -> None:
-        """Fetch what the steps have measured; until here the host only dispatches."""
-        steps = len(self.pending)
-        self.totals.add(self.place.metrics(self.pending))
-        self.pending = []
-        loss = self.totals.means().get("loss", math.nan)
-        if "loss" in self.totals.sums and not math.isfinite(self.totals.sums["loss"][0]):
-            raise UserError(f"the loss is {loss} in epoch {epoch + 1}; use a lower learning rate, or clip gradients")
-        report.advance(steps, steps * self.task.data.batch_size, loss)
-
-    def _validate(self) -> dict[str, float]:
-        if self.task.validation is None or self.measure is None:
-            return {}
-        pmap = self.run.pmap
-        base, state = (self.original, self.place.fetch(self.state)) if pmap else (self.base, self.state)
-        put = (lambda batch: batch) if pmap else self.place.batch
-        fetched = [self.measure(base, state, put(batch)) for batch in self.task.validation[1].epoch(0)]
-        totals = Totals()
-        totals.add(jax.device_get(fetched))
-        return totals.means("val_")
-
-    def _save(self) -> None:
-        if self.folder is None:
+    def _save(self, scores: Mapping[str, float]) -> None:
+        if self.saver is None:
             return
+        if not is_finite((self.state.split.train, self.state.vars)):
+            raise self._not_finite()
+        position = Position(*divmod(self.done, self.per_epoch))
         manifest = {
-            "position": self.position._asdict(),
+            "step": self.done,
+            "position": position._asdict(),
+            "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
             "totals": self.totals.sums,
             "history": self.history.lines,
             "identity": self.identity,
             "config": dict(self.run.config),
         }
-        step = self.position.epoch * self.task.data.steps + self.position.step
-        checkpoint.save(self.folder, step, self.place.fetch(self.state), manifest, self.run.keep_last)
+        self.saver.save(self.done, parts(self.place.fetch(self.state)), manifest)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run_all(self) -> Fitted:
+        run = self.run
+        if run.save_base and checkpoint.latest(Path(run.workdir or "") / "base") is None:
+            checkpoint.save(
+                Path(run.workdir or "") / "base", 0, {"params": self.original}, {"base": self.identity["base"]}
+            )
+        report = Report(self.total, self.done, run.console, run.quiet)
+        with report, stop_on_signals() as stop, self.saver or contextlib.nullcontext():
+            self._stop_early(report)
+            with self._batches(self.done, self.total) as batches:
+                while self.done < self.total and self.stopped is None:
+                    self._period_of_steps(batches, report, stop)
+        state = self.place.fetch(self.state)
+        shown = self.task.view(state)
+        split = shown.split._replace(params=self.original)
+        return Fitted(split, shown.vars, self.history.lines, state, self.stopped)
+
+    def _period(self) -> int:
+        return self.run.every or self.per_epoch
+
+    def _batches(self, start: int, end: int) -> Prefetch:
+        epochs = -(-end // self.per_epoch)
+        stream = self.task.data.stream(Position(*divmod(start, self.per_epoch)), epochs)
+        return Prefetch(stream, self.place.batch, self.run.ahead)
+
+    def _period_of_steps(self, batches: Prefetch, report: Report, stop: Stop) -> None:
+        """Steps up to the next line of the history, and that line."""
+        since, first = time.perf_counter(), self.done
+        end = min(self.total, (self.done // self._period() + 1) * self._period())
+        blocked = self.saver.blocked if self.saver else 0.0
+        batches.waited = 0.0
+        while self.done < end:
+            self.state, metrics = self.step(self.base, self.state, next(batches))
+            self.pending.append(metrics)
+            self.done += 1
+            if len(self.pending) >= self.run.log_every:
+                self._look(report)
+            if self.done < end and (stop.signal is not None or self._save_is_due()):
+                self._look(report)
+                self._save({})
+                self._leave_if(stop, report)
+        self._look(report)
+        values, outputs = self._validate()
+        values = self.totals.means() | values
+        seconds = time.perf_counter() - since
+        saving = (self.saver.blocked if self.saver else 0.0) - blocked
+        times = {
+            "seconds": round(seconds, 3),
+            "examples_per_second": round((self.done - first) * self.task.data.batch_size / seconds, 1),
+            "data_wait": round(batches.waited / seconds, 5),
+            "save_wait": round(saving / seconds, 5),
+        }
+        epoch = self.done / self.per_epoch
+        line = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 4), "step": self.done}
+        self.history.append(line | values | times)
+        report.line(line_of(self.history.lines[-1], self.total // self.per_epoch, self.total))
+        if self.done % self._period() == 0:
+            self.totals = Totals()
+        self._save(values)
+        self._call_back(report, outputs)
+        self._stop_early(report)
+        self._leave_if(stop, report)
+
+    def _save_is_due(self) -> bool:
+        return self.run.save_every is not None and self.done % self.run.save_every == 0
+
+    def _leave_if(self, stop: Stop, report: Report) -> None:
+        if stop.signal is None:
+            return
+        if self.saver is not None:
+            self.saver.wait()
+        epoch, step = divmod(self.done, self.per_epoch)
+        where = f"in epoch {epoch + 1} after step {step}" if step else f"after epoch {epoch}"
+        report.line(
+            f"stopped {where}"
+            + ("; resume goes on from here" if self.folder else "; nothing is saved without a workdir")
+        )
+        stop.leave()
+
+    def _stop_early(self, report: Report) -> None:
+        if self.run.stop_when is not None and self.history.lines:
+            self.stopped = self.run.stop_when(self.history.lines)
+            if self.stopped is not None:
+                report.line(f"stopped early: {self.stopped}")
+
+    def _call_back(self, report: Report, outputs: Outputs) -> None:
+        if not self.run.callbacks:
+            return
+        state = self.task.view(self.place.fetch(self.state))
+        split = state.split._replace(params=self.original)
+        workdir = None if self.run.workdir is None else Path(self.run.workdir)
+        line = self.history.lines[-1]
+        moment = Moment(line, lambda: self.task.transform.apply(split), state.vars, outputs, workdir, report.console)
+        for callback in self.run.callbacks:
+            callback(moment)
+
+    def _look(self, report: Report) -> None:
+        """Fetch what the steps have measured; until here the host only dispatches."""
+        fetched, self.pending = self.place.metrics(self.pending), []
+        if not fetched:
+            return
+        before = Totals()
+        before.add(fetched)
+        self.totals.add(fetched)
+        window, total = before.means().get("loss"), self.totals.means().get("loss", math.nan)
+        if window is not None:
+            if not math.isfinite(before.sums["loss"][0]):
+                raise self._not_finite()
+            first = self.history.lines[0]["loss"] if self.history.lines else total
+            if window > self.run.diverged * max(first, 1.0):
+                raise UserError(
+                    f"the loss diverges: {window:.4g} around step {self.done}, {first:.4g} at first; use a lower "
+                    f"learning rate, or clip gradients{self._kept()}"
+                )
+        report.advance(len(fetched), len(fetched) * self.task.data.batch_size, total)
+
+    def _validate(self) -> tuple[dict[str, float], Outputs]:
+        if self.validation is None or self.measure is None:
+            return {}, {}
+        pmap = self.run.pmap
+        base, state = (self.original, self.place.fetch(self.state)) if pmap else (self.base, self.state)
+        put = (lambda batch: batch) if pmap else self.place.batch
+        measure, state = self.measure, self.task.view(state)
+        wanted = self.validation.outputs or self.validation.report is not None
+        totals, outputs = collect(lambda batch: measure(base, state, put(batch)), self.validation.data, wanted)
+        values = totals.means("val_")
+        if self.validation.report is not None:
+            values |= {f"val_{name}": value for name, value in self.validation.report(outputs).items()}
+        return values, outputs
+
+    # -- when it goes wrong ------------------------------------------------------------------------------------------
+
+    def _not_finite(self) -> UserError:
+        """What to raise when the loss or parameters are not finite: repeats steps to find the first bad one."""
+        task, (split, key, variables) = self.task, self.given
+        base, state = init_state(split, task.optimizer, key, variables)
+        start = 0
+        if self.saver is not None:
+            self.saver.wait()
+            start = checkpoint.latest(self.folder or "") or 0
+            if start:
+                state = from_parts(checkpoint.restore(self.folder or "", parts(state), start), state)
+        with self._batches(start, self.done) as batches:
+            found = first_bad_step(self.step, self.base, self.place.state(state), batches)
+            if found is None:
+                return UserError(f"the loss is not finite at step {self.done}, but was when repeated from {start}")
+            state, batch = self.place.fetch(found[0]), jax.device_get(found[1])
+        if self.run.pmap:
+            batch = {name: np.reshape(array, (-1, *np.shape(array)[2:])) for name, array in batch.items()}
+        gradient = gradient_fn(task.objective, task.transform)
+        whole, key = state.split._replace(params=base), jax.random.fold_in(state.key, state.step)
+        why = explain(gradient, whole, state.vars, batch, key)
+        epoch, number = divmod(int(state.step), self.per_epoch)
+        return UserError(
+            f"training stops at step {int(state.step) + 1} (epoch {epoch + 1}, batch {number + 1}): {why}; use a lower "
+            f"learning rate, clip gradients, or mend the data{self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        step = None if self.folder is None else checkpoint.latest(self.folder)
+        return "" if step is None else f"; the checkpoint of step {step} is kept"
 
 
 def _placement(run: Run) -> placement.Placement:
     if run.pmap and run.mesh is not None:
         raise UserError("fit: pmap and mesh are two ways to do the same; give one of them")
-    if run.epochs < 0 or run.log_every < 1:
-        raise UserError(f"fit: epochs={run.epochs}, log_every={run.log_every}; use epochs >= 0 and log_every >= 1")
+    least = {"epochs": 0, "steps": 0, "every": 1, "save_every": 1, "log_every": 1, "ahead": 0, "keep_last": 1}
+    for name, value in least.items():
+        given = getattr(run, name)
+        if given is not None and given < value:
+            raise UserError(f"fit: {name}={given}; use at least {value}")
     if run.pmap:
         return placement.replicas()
     return placement.single() if run.mesh is None else placement.over_mesh(run.mesh)
 
 
-def _identity(task: Task, base: PyTree, state: TrainState) -> dict[str, Any]:
-    """What two processes have to agree on to be one run."""
-    data = {"examples": task.data.size, "batch_size": task.data.batch_size, "data seed": task.data.seed}
-    data |= {"shuffle": task.data.shuffle, "remainder": task.data.remainder}
-    return data | _fingerprints({"key": state.key, "frozen base": base, "first train": state.split})
-
-
-def _fingerprints(trees: dict[str, PyTree]) -> dict[str, int]:
-    """For each tree a number that differs where the arrays differ, but for bad luck."""
-
-    def of(leaf) -> jax.Array:
-        bits = jnp.ravel(to_stored(jnp.asarray(leaf)))
-        bits = bits.astype(jnp.float32) if jnp.issubdtype(bits.dtype, jnp.inexact) else bits.astype(jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(bits, jnp.uint32)
-        return jnp.sum(bits * (jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) | 1), dtype=jnp.uint32)
-
-    def all_of(tree: PyTree) -> jax.Array:
-        total = jnp.uint32(0)
-        for leaf in jax.tree.leaves(tree):
-            total = total * jnp.uint32(1000003) + of(leaf)
-        return total
-
-    return {
-        name: int(number) for name, number in jax.jit(lambda t: {n: all_of(x) for n, x in t.items()})(trees).items()
-    }
-
-
 __all__ = [
     "Fitted",
+    "Moment",
     "Run",
     "Task",
     "TrainState",
+    "Validation",
     "fit",
     "init_state",
     "make_step",

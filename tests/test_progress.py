@@ -7,7 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from jaxbig.progress import Report, Stop, epoch_line, stop_on_signals
+from jaxbig.progress import Report, Stop, line_of, stop_on_signals
 
 
 def shown(terminal):
@@ -38,8 +38,9 @@ def test_quiet_is_quiet(capsys):
 
 
 def test_the_line_of_an_epoch_holds_every_metric_in_few_digits():
-    line = epoch_line(1, 2, {"loss": 0.0, "accuracy": 1.0, "val_loss": 1e-5, "tiny": 123456.0})
-    assert line == "epoch 1/2  loss 0.000 accuracy 1.000 tiny 1.23e+05  val_loss 1e-05"
+    line = {"epoch": 1, "step": 5, "loss": 0.0, "accuracy": 1.0, "val_loss": 1e-5, "tiny": 123456.0, "save_wait": 0.5}
+    assert line_of(line, 2, 10) == "epoch 1/2  loss 0.000 accuracy 1.000 tiny 1.23e+05  val_loss 1e-05"
+    assert line_of(line | {"epoch": 1.4, "step": 7}, 2, 10).startswith("step 7/10  loss 0.000")
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

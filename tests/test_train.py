@@ -16,6 +16,7 @@ from jaxbig import checkpoint
 from jaxbig.compress.quantize import quantize
 from jaxbig.data import Loader, load_digits, select, split_fraction
 from jaxbig.errors import UserError
+from jaxbig.history import TIMES
 from jaxbig.models import CNN, MLP
 from jaxbig.objective import Aux, classify
 from jaxbig.optim import Optimizer
@@ -67,7 +68,7 @@ def bits(tree):
 
 
 def untimed(lines):
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def test_golden_losses_of_ten_steps():
@@ -175,8 +176,8 @@ def broken_after(data, batches, act=boom):
     class Broken(Loader):
         given = 0
 
-        def epoch(self, epoch, start=0):
-            for batch in super().epoch(epoch, start):
+        def stream(self, position, epochs):
+            for batch in super().stream(position, epochs):
                 if Broken.given == batches:
                     act()
                 Broken.given += 1
@@ -207,7 +208,7 @@ def test_a_signal_saves_the_state_in_mid_epoch(tmp_path, whole, number, ends, ba
     job = task()
     data = broken_after(job.data, batches - 1, lambda: signal.raise_signal(number))
     with pytest.raises(ends):
-        fit(job._replace(data=data), start(), jax.random.key(0), quiet(workdir=tmp_path))
+        fit(job._replace(data=data), start(), jax.random.key(0), quiet(workdir=tmp_path, ahead=0))
     assert checkpoint.latest(tmp_path / "checkpoints") == batches
     resumed = fit(job, start(), jax.random.key(0), quiet(workdir=tmp_path, resume=True))
     assert bits(resumed.state) == bits(whole.state)
@@ -270,7 +271,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     job = task(optimizer=Optimizer("sgd", 1e30).build())
-    with pytest.raises(UserError, match="the loss is nan in epoch 1; use a lower learning rate"):
+    with pytest.raises(UserError, match=r"training stops at step 2 \(epoch 1, batch 2\): the loss is nan"):
         fit(job, start(), jax.random.key(0), quiet(workdir=tmp_path))
     assert checkpoint.latest(tmp_path / "checkpoints") is None
 
