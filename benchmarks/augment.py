@@ -3,8 +3,8 @@
     python benchmarks/augment.py [--rounds 50] [--no-record]
 
 Batches of 128, of MNIST's and CIFAR's shapes, uint8 and float32, of one second of sound at 16 kHz, of spectrograms and
-of token ids. Each augmentation runs in turns with all others, so that none finds its memory warm; shown and recorded are
-the median over the rounds and the best. Beside `Affine` stand its floor, the four gathers alone that any bilinear
+of token ids. Each augmentation runs in turns with all others, so that none finds its memory warm; shown and recorded
+are the median over the rounds and the best. Beside `Affine` stand its floor, the four gathers alone that any bilinear
 resampling in NumPy has to do, and the same by scipy.ndimage. Appends one line to benchmarks/results/augment.jsonl.
 """
 
@@ -86,7 +86,7 @@ def measure(acts: dict, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--no-record", action="store_true")
     arguments = parser.parse_args()
