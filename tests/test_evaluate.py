@@ -69,3 +69,10 @@ def test_errors_say_how_to_mend(act, words):
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         act()
     assert words in str(caught.value)
+
+
+def test_a_share_of_the_examples_is_not_all_of_them():
+    share = Loader({"image": np.zeros((4, 2)), "label": np.zeros(4, int)}, 2, remainder="pad", process_count=2)
+    for act in (lambda: predict(lambda params, x: x, {}, share), lambda: evaluate(classify(nn.Dense(2)), {}, share)):
+        with pytest.raises(UserError, match="1 of 2 parts; give it process_count=1"):
+            act()

@@ -1,6 +1,11 @@
 """Reading ahead: threads or processes make the next batches while the present one is used. Grain does the work."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 
 import numpy as np
 
@@ -50,12 +55,27 @@ def read_ahead(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(min(workers, count - start), per_worker_buffer_size=max(ahead, 1))
-        batches = batches.mp_prefetch(processes)
+        batches = batches.mp_prefetch(processes, _begin)
     iterator = iter(batches)
     try:
         yield from map(_plain, iterator) if workers else iterator
     finally:
         iterator.close()
+
+
+def _begin(worker: int, workers: int) -> None:
+    """In a worker, first of all: it lives as long as the process that reads from it, and no longer."""
+    # Ctrl-C reaches every process of a terminal; the one that trains still wants the batches up to its checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        # Not sys.exit, which would end this thread alone.
+        os._exit(1)
 
 
 def _plain(batch: Batch) -> Batch:

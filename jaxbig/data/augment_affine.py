@@ -13,6 +13,9 @@ from jaxbig.data.augment import Draw, images
 from jaxbig.errors import UserError
 
 Mode = Literal["nearest", "constant", "reflect"]
+# So that what is made on the way stays small: in a core's cache, and below the size from which every array is memory
+# that the system hands out anew, page by page.
+_PIXELS_AT_ONCE = 32_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +120,20 @@ def resample(
         >>> resample(x, np.eye(2)[None], np.array([[0, 0.5]])).ravel().tolist()
         [0.5, 1.5, 2.0]
     """
-    B, H, W, C = x_BHWC.shape
+    B, H, W, _ = x_BHWC.shape
     matrices, offsets = matrices.astype(np.float32), offsets.astype(np.float32)
+    out_BHWC = np.empty(x_BHWC.shape, x_BHWC.dtype)
+    at_once = max(1, _PIXELS_AT_ONCE // (H * W))
+    for start in range(0, B, at_once):
+        some = slice(start, start + at_once)
+        _resample(x_BHWC[some], matrices[some], offsets[some], mode, value, out_BHWC[some])
+    return out_BHWC
+
+
+def _resample(
+    x_BHWC: np.ndarray, matrices: np.ndarray, offsets: np.ndarray, mode: Mode, value: float, out_BHWC: np.ndarray
+) -> None:
+    B, H, W, C = x_BHWC.shape
     rows, columns = np.arange(H, dtype=np.float32)[:, None], np.arange(W, dtype=np.float32)
     places = [
         (matrices[:, axis, :1, None] * rows + offsets[:, axis, None, None]) + matrices[:, axis, 1:, None] * columns
@@ -133,7 +148,6 @@ def resample(
     left_BHW, right_BHW = _split(places[1], W)
     first = (np.arange(B, dtype=np.int32) * (H * W))[:, None, None]
     index = (top_BHW * np.int32(W) + left_BHW + first).astype(np.intp)
-    out_BHWC = np.empty(x_BHWC.shape, x_BHWC.dtype)
     # One plane at a time: gathering single numbers is much faster than gathering pixels of three.
     for channel in range(C):
         plane = x_BHWC[..., channel].astype(np.float32).ravel()
@@ -141,7 +155,6 @@ def resample(
         if outside is not None:
             mixed[outside] = value
         out_BHWC[..., channel] = np.rint(mixed, out=mixed) if x_BHWC.dtype == np.uint8 else mixed
-    return out_BHWC
 
 
 def _bilinear(

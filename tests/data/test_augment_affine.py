@@ -67,6 +67,15 @@ def test_nothing_to_do_changes_no_bit(mode):
         np.testing.assert_array_equal(batch["image"], x)
 
 
+def test_many_images_are_resampled_as_each_alone():
+    x = RNG.random((40, 50, 50, 1), np.float32)
+    act = Affine(180, 0.7, 40, 0.5)
+    matrices, offsets = act.matrices(Draw(0, 0, np.arange(40)), 50, 50)
+    whole = resample(x, matrices, offsets)
+    for b in (0, 11, 12, 13, 39):
+        np.testing.assert_array_equal(resample(x[b : b + 1], matrices[b : b + 1], offsets[b : b + 1])[0], whole[b])
+
+
 def test_a_quarter_turn_is_exact():
     x = RNG.random((1, 6, 6, 1), np.float32)
     turn = np.array([[[0.0, -1.0], [1.0, 0.0]]])

@@ -1,19 +1,29 @@
 """Batches: order, resumption, padding, shares of processes, the same bits however they are read, errors, clean ends."""
 
 import gc
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxbig.data import Loader, Position
+from jaxbig import checkpoint
+from jaxbig.data import Loader, Position, compose
 from jaxbig.errors import UserError
+from jaxbig.objective import classify
+from jaxbig.train import Run, Task, fit
+from jaxbig.tune.full import full
 
 
 def dataset(n=10):
@@ -175,8 +185,11 @@ def test_leaving_early_leaves_no_thread_behind():
 PROGRAM = """
 import multiprocessing, os, sys
 import numpy as np
-from jaxbig.data import Loader, Position
+from jaxbig.data import Loader, Position, compose
 from jaxbig.errors import UserError
+from jaxbig.objective import classify
+from jaxbig.train import Run, Task, fit
+from jaxbig.tune.full import full
 
 class Pids:
     fails = None
@@ -219,15 +232,99 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-def test_worker_processes_change_no_bit_and_end(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
+def run(tmp_path, program):
+    """In a file of its own: workers import the program that has started them."""
+    (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-W", "error", tmp_path / "program.py"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_no_bit_and_end(tmp_path):
+    done = run(tmp_path, PROGRAM)
     assert done.stdout == "0 pids: no such row; give another 0\n", done.stderr[-3000:]
     assert done.returncode == 0
     assert "leaked" not in done.stderr
+
+
+KILLED = """
+import multiprocessing, os, signal
+import numpy as np
+from jaxbig.data import Loader
+
+def main():
+    batches = Loader({"x": np.arange(4000)}, 4, workers=2, shuffle=False).epoch(0)
+    first = [next(batches) for _ in range(2)]  # one of each worker: both run
+    pids = [process.pid for process in multiprocessing.active_children()]
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    print(*[int(next(batches)["x"][0]) for _ in range(20)][-1:], *pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_outlive_ctrl_c_but_not_their_parent(tmp_path):
+    last, *pids = map(int, run(tmp_path, KILLED).stdout.split())
+    assert last == 84
+    assert len(pids) == 2
+    until = time.monotonic() + 10
+    while any(runs(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def runs(pid):
+    """Whether there is such a process; one that has ended may stay until it is buried by whoever is in charge."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("batches", [2, 5])
+def test_read_ahead_and_augmented_a_resumed_run_ends_in_the_same_bits(tmp_path, batches):
+    def fitted(source, epochs, **options):
+        data = Loader(source, 4, threads=options.pop("threads", 0), augment=compose(noisy))
+        start = full().init(jax.random.key(0), {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}, {})
+        task = Task(classify(Flat()), full(), optax.sgd(0.1), data)
+        return fit(task, start, jax.random.key(0), Run(epochs, quiet=True, **options)).split.train
+
+    arrays = {"image": np.arange(48, dtype=np.float32).reshape(12, 2, 2) / 48, "label": np.arange(12) % 3}
+    plain = fitted(arrays, 3)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(Interrupted(arrays, batches), 3, threads=2, workdir=tmp_path)
+    # The signal comes while a thread reads ahead, so where the run has stopped differs from time to time.
+    assert 1 <= (checkpoint.latest(tmp_path / "checkpoints") or 0) < 9
+    resumed = fitted(arrays, 3, threads=2, workdir=tmp_path, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed, plain)
+
+
+class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        # Named as its parameters are, so that they can be written down without it.
+        kernel = self.param("kernel", nn.initializers.zeros, (4, 3))
+        return x.reshape(len(x), -1) @ kernel + self.param("bias", nn.initializers.zeros, (3,))
+
+
+class Interrupted:
+    """Arrays whose reader gets Ctrl-C when it has read so many batches."""
+
+    def __init__(self, arrays, batches):
+        self.arrays, self.batches, self.reads = arrays, batches, itertools.count(1)
+
+    def __len__(self):
+        return len(self.arrays["label"])
+
+    def batch(self, index):
+        if next(self.reads) == self.batches:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {name: array[index] for name, array in self.arrays.items()}
 
 
 @pytest.mark.parametrize(
