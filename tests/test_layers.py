@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "theme": "",
     "plots": "errors theme",
     "pictures": "errors theme",
+    "diagnostics": "metrics theme plots",
     "report": "errors atomic theme",
     "experiment": "errors",
     "cli": "errors experiment",
