@@ -22,12 +22,13 @@ _SHADES = LinearSegmentedColormap.from_list(
 )
 
 
-def confusion(matrix: Any, classes: Sequence[str]) -> Figure:
+def confusion(matrix: Any, classes: Sequence[str], rates: bool = False) -> Figure:
     """A confusion matrix: the true class down, the predicted one across, counts in the cells.
 
     Args:
         matrix: (classes, classes) counts; `matrix[i, j]` examples of class i were taken for class j.
         classes: the classes' names.
+        rates: in the cells stand percents of the true class in place of counts, and those below a half are left out.
 
     Returns:
         The figure; a cell's shade is its share of the true class.
@@ -49,9 +50,10 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Figure:
         axes = figure.subplots()
         axes.imshow(share, cmap=_SHADES, vmin=0, vmax=1, interpolation="none")
         for i, j in np.ndindex(*counts.shape):
-            if counts[i, j]:
+            told = f"{100 * share[i, j]:.0f}" if rates else f"{counts[i, j]:,}"
+            if counts[i, j] and told != "0":
                 colour = "#ffffff" if share[i, j] > 0.5 else LIGHT["ink"]
-                axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=colour)
+                axes.text(j, i, told, ha="center", va="center", color=colour)
         axes.set_xticks(range(len(classes)), [str(c) for c in classes])
         axes.set_yticks(range(len(classes)), [str(c) for c in classes])
         edges = np.arange(len(classes) + 1) - 0.5
@@ -60,7 +62,7 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Figure:
         axes.grid(which="minor", visible=True, axis="both")
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted")
+        axes.set_xlabel("predicted, % of the true class" if rates else "predicted")
         axes.set_ylabel("true")
     return figure
 

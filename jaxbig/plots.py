@@ -55,7 +55,7 @@ def learning_curves(history_by_name: Mapping[str, Sequence[Mapping[str, float]]]
                     _curve(axes, rows, name, f"{run} {split}".strip(), i, dashed=split == "train")
         grid[-1].set_xlabel(_time_axis(history_by_name))
         grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(grid[0])
+        legend(grid[0])
     return figure
 
 
@@ -86,16 +86,14 @@ def labels_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
             y = np.array([p["accuracy"] for p in mine])
             low = y - np.array([p.get("low", p["accuracy"]) for p in mine])
             high = np.array([p.get("high", p["accuracy"]) for p in mine]) - y
-            axes.errorbar(
-                x, y, yerr=np.maximum([low, high], 0), label=method, capsize=2.5, elinewidth=1.1, **_series(i)
-            )
+            axes.errorbar(x, y, yerr=np.maximum([low, high], 0), label=method, capsize=2.5, elinewidth=1.1, **series(i))
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts], minor=False)
         axes.set_xticks([], minor=True)
         axes.set_xlabel("labels per class")
         axes.set_title("accuracy")
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        _legend(axes)
+        axes.yaxis.set_major_formatter(FuncFormatter(percent))
+        legend(axes)
     return figure
 
 
@@ -122,15 +120,16 @@ def accuracy_against_bytes(points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
         axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would run into each other
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.yaxis.set_major_formatter(FuncFormatter(percent))
         axes.margins(x=0.16, y=0.14)
         for i, point in enumerate(points):
-            axes.plot([point["bytes"]], [point["accuracy"]], linestyle="none", **_series(i, markersize=7))
+            axes.plot([point["bytes"]], [point["accuracy"]], linestyle="none", **series(i, markersize=7))
         _label_points(figure, axes, points)
     return figure
 
 
-def _series(i: int, **more: Any) -> dict[str, Any]:
+def series(i: int, **more: Any) -> dict[str, Any]:
+    """Colour and marker of the i-th series, and what more is given."""
     return {"color": _SERIES[i % len(_SERIES)], "marker": _MARKERS[i % len(_MARKERS)], **more}
 
 
@@ -164,18 +163,19 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, label: st
     axes.plot(x, y, label=label, **style)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """A legend above the figure, in as many columns as fit; none for a single series."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
         for rows in range(1, len(names) + 1):
             columns = math.ceil(len(names) / rows)
-            legend = figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
+            placed = figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
             figure.draw_without_rendering()
-            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            if columns == 1 or placed.get_window_extent().width <= figure.bbox.width:
                 break
-            legend.remove()
+            placed.remove()
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
@@ -221,7 +221,8 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _percent(value: float, _: object = None) -> str:
+def percent(value: float, _: object = None) -> str:
+    """A share as percents, for an axis' formatter."""
     return f"{100 * value:.4g}%"
 
 

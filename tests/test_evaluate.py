@@ -1,16 +1,20 @@
-"""Evaluation: padding never counts, predictions keep the dataset's order, confusion."""
+"""Evaluation: padding never counts, predictions and outputs keep the dataset's order."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import precision_recall_fscore_support
 
+from jaxbig import full
 from jaxbig.data import Loader
 from jaxbig.errors import UserError
-from jaxbig.evaluate import evaluate, predict
-from jaxbig.metrics import confusion
-from jaxbig.objective import classify
+from jaxbig.evaluate import collect, evaluate, predict
+from jaxbig.metrics import auc, classification_report
+from jaxbig.objective import Aux, classify
+from jaxbig.step import init_state, measure_fn, step_fn
 
 RNG = np.random.default_rng(0)
 ARRAYS = {"image": RNG.normal(size=(11, 4)).astype(np.float32), "label": RNG.integers(0, 3, 11)}
@@ -47,12 +51,74 @@ def test_one_shape_means_one_trace():
     assert traces == [(4, 4)]
 
 
-def test_confusion_is_scikit_learns():
-    logits = RNG.normal(size=(50, 4))
-    labels = RNG.integers(0, 4, 50)
-    expected = confusion_matrix(labels, logits.argmax(1), labels=range(4))
-    np.testing.assert_array_equal(confusion(labels, logits, 4), expected)
-    np.testing.assert_array_equal(confusion(labels, logits.argmax(1), 4), expected)
+@pytest.mark.parametrize("batch_size", [1, 4, 11])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_report_sees_the_whole_set_in_its_order(batch_size, shuffle):
+    seen = {}
+
+    def report(outputs):
+        seen.update(outputs)
+        return classification_report(outputs["label"], outputs["logits"], only=["f1", "auc"]) | {"loss": -1.0}
+
+    objective = classify(nn.Dense(3), train=False, confusion=True)
+    data = Loader(ARRAYS, batch_size, shuffle=shuffle, remainder="pad")
+    found = evaluate(objective, PARAMS, data, report=report)
+    logits = ARRAYS["image"] @ np.asarray(PARAMS["kernel"])
+    np.testing.assert_array_equal(seen["label"], ARRAYS["label"])
+    np.testing.assert_allclose(seen["logits"], logits, rtol=1e-4, atol=1e-6)
+    assert list(found) == ["loss", "accuracy", "f1", "precision", "recall", "auc"]
+    assert found["loss"] == -1.0
+    assert found["auc"] == pytest.approx(auc(ARRAYS["label"], logits))
+    sums = evaluate(objective, PARAMS, data)
+    options = {"average": "macro", "zero_division": 0.0}
+    expected = precision_recall_fscore_support(ARRAYS["label"], logits.argmax(1), **options)[:3]
+    assert (sums["precision"], sums["recall"], sums["f1"]) == pytest.approx(expected)
+    assert sums["f1"] == pytest.approx(found["f1"])
+
+
+def test_examples_that_the_dataset_masks_are_left_out():
+    mask = (np.arange(12) % 3 > 0).astype(np.float32)
+    arrays = {name: np.concatenate([array, array[:1]]) for name, array in ARRAYS.items()} | {"mask": mask}
+    data = Loader(arrays, 4)
+    found = evaluate(
+        classify(nn.Dense(3), train=False),
+        PARAMS,
+        data,
+        report=lambda o: {"n": len(o["label"]), "sum": o["label"].sum()},
+    )
+    assert (found["n"], found["sum"]) == (8, arrays["label"][mask == 1].sum())
+
+
+def test_many_batches_outrun_what_waits_on_the_device():
+    arrays = {"image": np.arange(40, dtype=np.float32)[:, None], "label": np.zeros(40, np.int32)}
+    _, outputs = collect(
+        lambda batch: Aux({}, {}, {"x": jnp.asarray(batch["image"])}), Loader(arrays, 2, seed=3), outputs=True
+    )
+    np.testing.assert_array_equal(outputs["x"][:, 0], np.arange(40))
+
+
+def test_a_state_is_measured_as_its_parameters_are():
+    split = full().init(jax.random.key(0), PARAMS, {})
+    base, state = init_state(split, optax.sgd(0.1), jax.random.key(0))
+    objective = classify(nn.Dense(3), train=False)
+    data = Loader(ARRAYS, 4, remainder="pad")
+    for outputs in (False, True):
+        measure = jax.jit(measure_fn(objective, full(), outputs))
+        totals, found = collect(lambda batch, measure=measure: measure(base, state, batch), data, outputs)
+        assert totals.means() == evaluate(objective, PARAMS, data)
+        assert sorted(found) == (["label", "logits"] if outputs else [])
+
+
+def test_nothing_but_metrics_and_vars_leaves_a_training_step():
+    split = full().init(jax.random.key(0), PARAMS, {})
+    base, state = init_state(split, optax.sgd(0.1), jax.random.key(0))
+    step = step_fn(classify(nn.Dense(3), train=False), full(), optax.sgd(0.1))
+    after, metrics = jax.eval_shape(step, base, state, ARRAYS)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert {name: (total.shape, count.shape) for name, (total, count) in metrics.items()} == {
+        "accuracy": ((), ()),
+        "loss": ((), ()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,9 +126,12 @@ def test_confusion_is_scikit_learns():
     [
         (lambda: evaluate(classify(nn.Dense(3)), PARAMS, Loader(ARRAYS, 4)), "leaves out 3 of 11"),
         (lambda: predict(apply, PARAMS, Loader(ARRAYS, 4)), "remainder='pad'"),
-        (lambda: confusion(np.array([0]), np.array([0, 1]), 2), "labels and"),
-        (lambda: confusion(np.array([0]), np.array([2]), 2), "prediction 2"),
-        (lambda: confusion(np.array([-1]), np.array([0]), 2), "label -1"),
+        (
+            lambda: evaluate(
+                classify(nn.Dense(3)), PARAMS, Loader(ARRAYS, 4, remainder="pad"), report=lambda outputs: {}
+            ),
+            "use train=False",
+        ),
     ],
 )
 def test_errors_say_how_to_mend(act, words):

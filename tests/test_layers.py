@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "theme": "",
     "plots": "errors history theme",
     "pictures": "errors theme",
+    "diagnostics": "metrics theme plots",
     "report": "errors atomic theme",
     "experiment": "errors",
     "cli": "errors experiment",

@@ -112,6 +112,12 @@ def test_confusion_shades_by_share_of_the_true_class():
         pictures.confusion([[1, 2], [3, 4]], ["a", "b", "c"])
 
 
+def test_confusion_tells_rates_where_they_are_asked_for():
+    axes = pictures.confusion([[199, 1], [1, 2]], ["cat", "dog"], rates=True).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["100", "33", "67"]
+    assert "%" in axes.get_xlabel()
+
+
 def test_filters_share_one_scale_around_zero():
     kernel = np.zeros((3, 3, 2, 10), np.float32)
     kernel[..., 0] = -4
