@@ -1,8 +1,10 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
-from jaxbig.models.cnn import CNN, max_pool
+from jaxbig.models.cnn import CNN
 from jaxbig.models.head import replace_head
 from jaxbig.models.mlp import MLP
+from jaxbig.models.pool import max_pool, max_pool_overlapping
+from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vit import ViT
 
@@ -11,9 +13,12 @@ __all__ = [
     "MLP",
     "Encoder",
     "EncoderLayer",
+    "ResNet",
     "ViT",
     "max_pool",
+    "max_pool_overlapping",
     "replace_head",
+    "resnet",
     "stack_layers",
     "unstack_layers",
 ]
