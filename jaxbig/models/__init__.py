@@ -5,14 +5,18 @@ from jaxbig.models.head import replace_head
 from jaxbig.models.mlp import MLP
 from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.resnet import ResNet, resnet
+from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vit import ViT
 
 __all__ = [
     "CNN",
     "MLP",
+    "RNN",
     "Encoder",
     "EncoderLayer",
+    "Recurrent",
+    "RecurrentStack",
     "ResNet",
     "ViT",
     "max_pool",
