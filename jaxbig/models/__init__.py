@@ -7,7 +7,7 @@ from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
-from jaxbig.models.vit import ViT
+from jaxbig.models.vit import ViT, vit
 
 __all__ = [
     "CNN",
@@ -25,4 +25,5 @@ __all__ = [
     "resnet",
     "stack_layers",
     "unstack_layers",
+    "vit",
 ]
