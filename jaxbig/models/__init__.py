@@ -1,11 +1,13 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
 from jaxbig.models.cnn import CNN
+from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.head import replace_head
 from jaxbig.models.mlp import MLP
 from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
+from jaxbig.models.tabular import FTTransformer, TabularMLP
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vit import ViT, vit
 
@@ -15,12 +17,16 @@ __all__ = [
     "RNN",
     "Encoder",
     "EncoderLayer",
+    "FTTransformer",
     "Recurrent",
     "RecurrentStack",
     "ResNet",
+    "TabularMLP",
     "ViT",
     "max_pool",
     "max_pool_overlapping",
+    "piecewise_linear",
+    "quantile_edges",
     "replace_head",
     "resnet",
     "stack_layers",

@@ -8,7 +8,7 @@ import pytest
 from jaxbig.compress.merge import merge
 from jaxbig.compress.quantize import quantize
 from jaxbig.lift import lift
-from jaxbig.models import CNN, MLP, RNN, ResNet, ViT
+from jaxbig.models import CNN, MLP, RNN, FTTransformer, ResNet, TabularMLP, ViT
 from jaxbig.transform import chain
 from jaxbig.tree import paths
 from jaxbig.tune.lora import lora
@@ -22,6 +22,10 @@ def normal(*shape):
     return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
 
 
+def row(numbers):
+    return {"numbers": numbers, "categories": jnp.array([[3, 0], [1, 4]])}
+
+
 # name -> model, inputs
 MODELS = {
     "mlp": lambda: (MLP(3, (8,)), (normal(2, 6),)),
@@ -33,6 +37,9 @@ MODELS = {
         (jnp.array([[1, 8, 2], [4, 0, 0]]), jnp.array([3, 1])),
     ),
     "gru of features": lambda: (RNN(3, 4, cell="gru", pool="mean"), (normal(2, 5, 6), jnp.array([5, 2]))),
+    "tabular transformer": lambda: (FTTransformer(3, (4, 5), 8, layers=2, heads=2), (row(normal(2, 6)),)),
+    "tabular transformer, encoded": lambda: (FTTransformer(3, (4, 5), 8, layers=1, heads=2), (row(normal(2, 6, 3)),)),
+    "tabular mlp": lambda: (TabularMLP(3, (4, 5), (8, 10), embedding=2), (row(normal(2, 6)),)),
     "vit": lambda: (ViT(3, 4, 8, layers=2, heads=2, hidden=12), (normal(2, 8, 8, 1),)),
 }
 TECHNIQUES = {"lora": lambda: lora(rank=2), "lora over int8": lambda: chain(quantize("int8"), lora(rank=2))}
@@ -46,7 +53,8 @@ def made(name):
     variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
 
     def fn(params, *inputs):
-        return model.apply({"params": params, **variables}, *inputs, train=True, mutable=list(variables))[0]
+        options = {"train": True, "mutable": list(variables), "rngs": {"dropout": jax.random.key(1)}}
+        return model.apply({"params": params, **variables}, *inputs, **options)[0]
 
     return fn, params, inputs
 
