@@ -1,8 +1,10 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
 from jaxbig.models.cnn import CNN
+from jaxbig.models.crnn import CRNN
 from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.head import replace_head
+from jaxbig.models.logmel import frame_count, log_mel, mel_filters
 from jaxbig.models.mlp import MLP
 from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.resnet import ResNet, resnet
@@ -13,6 +15,7 @@ from jaxbig.models.vit import ViT, vit
 
 __all__ = [
     "CNN",
+    "CRNN",
     "MLP",
     "RNN",
     "Encoder",
@@ -23,8 +26,11 @@ __all__ = [
     "ResNet",
     "TabularMLP",
     "ViT",
+    "frame_count",
+    "log_mel",
     "max_pool",
     "max_pool_overlapping",
+    "mel_filters",
     "piecewise_linear",
     "quantile_edges",
     "replace_head",

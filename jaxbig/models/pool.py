@@ -1,6 +1,8 @@
 """Maximum pooling whose gradient is quick on every back end.
 
-``nn.max_pool`` is right too; but the gradient of its ``reduce_window`` is a select-and-scatter, slow on a CPU.
+``nn.max_pool`` is right too; but the gradient of its ``reduce_window`` is a select-and-scatter, slow on a CPU. That of
+a reduction by maximum divides by the number of entries that equal the maximum, which may be none where XLA computes the
+entries a second time with another rounding. So: pairwise maxima, whose gradient is a selection.
 
 Legend of the shape suffixes: B batch, H height, W width, C channels.
 """
@@ -9,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from einops import reduce
+from einops import rearrange
 
 
 def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:
@@ -31,7 +33,8 @@ def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:
     """
     _, height, width, _ = x_BHWC.shape
     whole_BHWC = x_BHWC[:, : height // window * window, : width // window * window]
-    return reduce(whole_BHWC, "B (H i) (W j) C -> B H W C", "max", i=window, j=window)
+    rows_BHWC = functools.reduce(jnp.maximum, rearrange(whole_BHWC, "B (H i) W C -> i B H W C", i=window))
+    return functools.reduce(jnp.maximum, rearrange(rows_BHWC, "B H (W j) C -> j B H W C", j=window))
 
 
 def max_pool_overlapping(x_BHWC: jax.Array, window: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:

@@ -8,7 +8,7 @@ import pytest
 from jaxbig.compress.merge import merge
 from jaxbig.compress.quantize import quantize
 from jaxbig.lift import lift
-from jaxbig.models import CNN, MLP, RNN, FTTransformer, ResNet, TabularMLP, ViT
+from jaxbig.models import CNN, CRNN, MLP, RNN, FTTransformer, ResNet, TabularMLP, ViT
 from jaxbig.transform import chain
 from jaxbig.tree import paths
 from jaxbig.tune.lora import lora
@@ -37,6 +37,7 @@ MODELS = {
         (jnp.array([[1, 8, 2], [4, 0, 0]]), jnp.array([3, 1])),
     ),
     "gru of features": lambda: (RNN(3, 4, cell="gru", pool="mean"), (normal(2, 5, 6), jnp.array([5, 2]))),
+    "crnn": lambda: (CRNN(3, (4, 6), hidden=5), (normal(2, 8, 8), jnp.array([8, 4]))),
     "tabular transformer": lambda: (FTTransformer(3, (4, 5), 8, layers=2, heads=2), (row(normal(2, 6)),)),
     "tabular transformer, encoded": lambda: (FTTransformer(3, (4, 5), 8, layers=1, heads=2), (row(normal(2, 6, 3)),)),
     "tabular mlp": lambda: (TabularMLP(3, (4, 5), (8, 10), embedding=2), (row(normal(2, 6)),)),
