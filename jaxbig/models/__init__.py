@@ -1,19 +1,41 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
-from jaxbig.models.cnn import CNN, max_pool
+from jaxbig.models.cnn import CNN
+from jaxbig.models.crnn import CRNN
+from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.head import replace_head
+from jaxbig.models.logmel import frame_count, log_mel, mel_filters
 from jaxbig.models.mlp import MLP
+from jaxbig.models.pool import max_pool, max_pool_overlapping
+from jaxbig.models.resnet import ResNet, resnet
+from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
+from jaxbig.models.tabular import FTTransformer, TabularMLP
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
-from jaxbig.models.vit import ViT
+from jaxbig.models.vit import ViT, vit
 
 __all__ = [
     "CNN",
+    "CRNN",
     "MLP",
+    "RNN",
     "Encoder",
     "EncoderLayer",
+    "FTTransformer",
+    "Recurrent",
+    "RecurrentStack",
+    "ResNet",
+    "TabularMLP",
     "ViT",
+    "frame_count",
+    "log_mel",
     "max_pool",
+    "max_pool_overlapping",
+    "mel_filters",
+    "piecewise_linear",
+    "quantile_edges",
     "replace_head",
+    "resnet",
     "stack_layers",
     "unstack_layers",
+    "vit",
 ]

@@ -8,35 +8,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from einops import rearrange, reduce
+from einops import rearrange
 
 from jaxbig.errors import UserError
+from jaxbig.models.pool import max_pool
 
 HE_NORMAL = nn.initializers.he_normal()
-
-
-def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:
-    """Maximum over windows that do not overlap; rows and columns that fill no window are left out.
-
-    ``y[b, h, w, c] = max_{i, j < window} x[b, window h + i, window w + j, c]``, the same as
-    ``nn.max_pool(x, (window, window), strides=(window, window))``.
-
-    Args:
-        x_BHWC: images.
-        window: side of the window, which is the stride too.
-
-    Returns:
-        array [B, H // window, W // window, C].
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> max_pool(jnp.arange(20.0).reshape(1, 4, 5, 1))[0, :, :, 0].tolist()
-        [[6.0, 8.0], [16.0, 18.0]]
-    """
-    # A reshape and a maximum, because the gradient of reduce_window is select-and-scatter, slow on a CPU.
-    _, height, width, _ = x_BHWC.shape
-    whole_BHWC = x_BHWC[:, : height // window * window, : width // window * window]
-    return reduce(whole_BHWC, "B (H i) (W j) C -> B H W C", "max", i=window, j=window)
 
 
 class CNN(nn.Module):

@@ -21,7 +21,7 @@ class EncoderLayer(nn.Module):
     Args:
         heads: number of attention heads; it has to divide D.
         hidden: width F of the hidden layer.
-        dropout: rate on both residual branches.
+        dropout: rate after each dense layer but those of query, key and value.
         deterministic: no dropout.
         dtype: dtype of the computation; the statistics of the norms are float32 always.
 
@@ -60,6 +60,7 @@ class EncoderLayer(nn.Module):
         y_BTD = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x_BTD)
         dense = {"kernel_init": GLOROT_UNIFORM, "bias_init": small, "dtype": self.dtype}
         h_BTF = nn.gelu(nn.Dense(self.hidden, name="mlp_in", **dense)(y_BTD), approximate=False)
+        h_BTF = nn.Dropout(self.dropout, deterministic=self.deterministic)(h_BTF)
         y_BTD = nn.Dense(width, name="mlp_out", **dense)(h_BTF)
         return x_BTD + nn.Dropout(self.dropout, deterministic=self.deterministic)(y_BTD)
 
@@ -75,7 +76,8 @@ class Encoder(nn.Module):
         layers: number L of layers.
         heads: number of attention heads.
         hidden: width F of the hidden layers.
-        dropout: rate on the residual branches, used when called with ``train=True`` (needs a "dropout" key).
+        dropout: rate after the dense layers, see `EncoderLayer`; used when called with ``train=True`` (needs a
+            "dropout" key).
         scan_layers: stacked parameters and `nn.scan` in place of an unrolled loop.
         remat: recompute each layer in the backward pass; memory for L + 1 activations of size [B, T, D] and those of
             one layer.

@@ -13,6 +13,9 @@ from einops import rearrange
 from jaxbig.errors import UserError
 from jaxbig.models.transformer import Encoder
 
+# name -> width, layers, heads
+SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
+
 
 class ViT(nn.Module):
     """Vision Transformer: patches -> linear embedding + learned positions -> pre-norm encoder -> pool -> head.
@@ -26,7 +29,8 @@ class ViT(nn.Module):
         width: D.
         layers, heads, hidden: of the encoder; ``hidden`` None: 4 D.
         pool: "cls" (a learned token in front, whose output goes to the head) or "mean" (over all tokens).
-        dropout: rate after the embedding and on residual branches, used when called with ``train=True``.
+        dropout: rate after the embedding and after each dense layer but those of query, key and value, as in the paper,
+            which has none on attention weights; used when called with ``train=True`` (needs a "dropout" key).
         scan_layers, remat: see `Encoder`.
         dtype: dtype of the computation. Parameters are float32.
 
@@ -44,7 +48,8 @@ class ViT(nn.Module):
 
     Reference:
         Dosovitskiy et al. (2020), "An image is worth 16x16 words", arXiv:2010.11929 (positions normal 0.02, head
-        zero); mean pooling as Beyer, Zhai, Kolesnikov (2022), arXiv:2205.01580. Deviation: no dropout inside attention.
+        zero); mean pooling as Beyer, Zhai, Kolesnikov (2022), arXiv:2205.01580. Deviation: no layer between the
+        encoder and the head in pre-training either.
     """
 
     num_classes: int = 10
@@ -90,3 +95,40 @@ class ViT(nn.Module):
         )(x_BTD, train)
         x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="head")(x_BD)
+
+
+def vit(size: str, patch: int = 16, **options: Any) -> ViT:
+    """A published Vision Transformer by its size.
+
+    | size | width | layers | heads | parameters, patches of 16, 224 x 224, 1000 classes |
+    |---|---|---|---|---|
+    | Ti | 192 | 12 | 3 | 5,717,416 |
+    | S | 384 | 12 | 6 | 22,050,664 |
+    | B | 768 | 12 | 12 | 86,567,656 |
+    | L | 1024 | 24 | 16 | 304,326,632 |
+    | H | 1280 | 32 | 16 | 632,045,800 with patches of 14 |
+
+    Args:
+        size: "Ti", "S", "B", "L" or "H".
+        patch: side of a patch.
+        **options: fields of `ViT`: num_classes, pool, dropout, scan_layers, remat, dtype; they win over the table.
+
+    Returns:
+        the module.
+
+    Raises:
+        UserError: no such size.
+
+    Example:
+        >>> model = vit("S", patch=32, num_classes=10)
+        >>> model.width, model.layers, model.heads
+        (384, 12, 6)
+
+    Reference:
+        Dosovitskiy et al. (2020), arXiv:2010.11929, table 1 (B, L, H); Touvron et al. (2020), arXiv:2012.12877,
+        table 1 (Ti, S).
+    """
+    if size not in SIZES:
+        raise UserError(f"vit: size={size!r}; use one of {', '.join(SIZES)}")
+    width, layers, heads = SIZES[size]
+    return ViT(**{"patch": patch, "width": width, "layers": layers, "heads": heads, **options})

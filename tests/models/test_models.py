@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbig.errors import UserError
-from jaxbig.models import CNN, MLP, ViT, max_pool, replace_head, stack_layers, unstack_layers
+from jaxbig.models import CNN, MLP, ViT, max_pool, replace_head, stack_layers, unstack_layers, vit
 
 SMALL = {"num_classes": 3, "patch": 4, "width": 8, "layers": 2, "heads": 2, "hidden": 16}
 
@@ -136,6 +136,7 @@ def test_replace_head_is_pure_and_fits_the_model():
         (lambda: CNN().init(jax.random.key(0), jnp.ones((8, 8))), "batch, height"),
         (lambda: ViT(patch=3).init(jax.random.key(0), images()), "side 3"),
         (lambda: ViT(**{**SMALL, "heads": 3}).init(jax.random.key(0), images()), "heads=3"),
+        (lambda: vit("XL"), "Ti, S, B"),
         (lambda: ViT(**SMALL, pool="max").init(jax.random.key(0), images()), "'mean'"),
         (lambda: replace_head({"body": 1}, jax.random.key(0), 2), "body"),
         (lambda: replace_head({"head": 1}, jax.random.key(0), 2), "dense layer"),
