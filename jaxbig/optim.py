@@ -49,7 +49,7 @@ class Optimizer:
         nesterov: Nesterov's form of that momentum.
         b1, b2, eps: of the kinds of Adam and of "lamb"; "lion" uses b1 and b2; "rmsprop" uses b2 as its decay, and eps.
         lr_rules: (where, factor of the learning rate); a factor of 0 freezes, without any optimiser state. An array
-            broadcasts from the left: of shape [L] it has one factor for each layer of a stack. See `jaxbig.layers`.
+            broadcasts from the left: of shape [L] it has one factor for each layer of a stack. See `jaxbig.depth`.
         decay_rules: (where, factor of the weight decay), likewise.
         thaw: (where, first step): before that step the leaves' updates are exactly 0, they do not count in the norm,
             and their optimiser state waits untouched; it then begins as at step 0. Steps may be traced numbers.

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "directions": "errors tree",
     "slots": "errors tree schedule",
     "thaw": "",
+    "depth": CORE,
     "optim": "errors tree schedule averaging directions slots thaw",
     "storage": "errors atomic tree weight",
     "checkpoint": "errors atomic tree storage",
