@@ -119,7 +119,8 @@ def _rsqrt(options: Schedule, step: jax.Array) -> jax.Array:
 
 
 def _stepped(options: Schedule, step: jax.Array) -> jax.Array:
-    return options.gamma ** sum((step >= milestone).astype(jnp.float32) for milestone in options.milestones)
+    passed = sum((step >= milestone).astype(jnp.float32) for milestone in options.milestones)
+    return jnp.power(options.gamma, passed)
 
 
 SHAPES: dict[str, Callable[[Schedule, jax.Array], jax.Array]] = {

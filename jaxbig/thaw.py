@@ -1,7 +1,7 @@
 """Gradual unfreezing inside an optimiser: which leaves are open depends on the step, not on the program."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ def gate(since: Since) -> optax.GradientTransformation:
         (0.0, 1.0)
     """
 
-    def update(updates, step, params=None):
+    def update(updates, state, params=None):
         def opened(path, update):
-            return jnp.where(step >= since[path], update, jnp.zeros_like(update)) if path in since else update
+            return jnp.where(state >= since[path], update, jnp.zeros_like(update)) if path in since else update
 
-        return {path: opened(path, leaf) for path, leaf in updates.items()}, step + 1
+        return {path: opened(path, leaf) for path, leaf in updates.items()}, state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
@@ -48,7 +48,7 @@ def in_stages(inner: optax.GradientTransformation, stages: Mapping[str, int], st
     """`inner`, with a state of its own for the leaves of each stage, which waits untouched until the stage starts.
 
     So a leaf that opens at step s begins as every leaf does at step 0: with empty moments, and with Adam's correction
-    for them (with one counter for all, its first step would be sqrt((1 - b2)) / (1 - b1) times too short or long).
+    for them (with one counter for all, its first steps would be (1 - b1) / sqrt(1 - b2) times too long, 3.2 by default).
 
     Args:
         inner: optax transformation that treats each leaf by itself.
@@ -76,14 +76,15 @@ def in_stages(inner: optax.GradientTransformation, stages: Mapping[str, int], st
         return StagesState(jnp.zeros((), jnp.int32), tuple(inner.init(part(params, number)) for number in every))
 
     def update(updates, state, params=None):
-        moved, states = {}, []
+        moved: dict[str, Any] = {}
+        states = []
         for number, old in zip(every, state.stages, strict=True):
             ours = None if params is None else part(params, number)
             some, new = inner.update(part(updates, number), old, ours)
             if number < len(starts):
                 is_open = state.step >= starts[number]
                 new = jax.tree.map(lambda a, b, is_open=is_open: jnp.where(is_open, a, b), new, old)
-            moved |= some
+            moved |= cast(dict[str, Any], some)
             states.append(new)
         return {path: moved[path] for path in updates}, StagesState(state.step + 1, tuple(states))
 

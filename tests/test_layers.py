@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "step": CORE + " objective",
     "train": CORE + " data objective optim storage checkpoint placement history progress step",
     "seeds": CORE + " data objective optim step",
+    "curves": CORE + " data objective seeds",
     "evaluate": "errors tree lift data objective history",
     "export": "errors atomic tree weight lift",
     "theme": "",
