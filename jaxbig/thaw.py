@@ -48,7 +48,7 @@ def in_stages(inner: optax.GradientTransformation, stages: Mapping[str, int], st
     """`inner`, with a state of its own for the leaves of each stage, which waits untouched until the stage starts.
 
     So a leaf that opens at step s begins as every leaf does at step 0: with empty moments, and with Adam's correction
-    for them (with one counter for all, its first steps would be (1 - b1) / sqrt(1 - b2) times too long, 3.2 by default).
+    for them. With one counter for all its first step would be (1 - b1) / sqrt(1 - b2) as long: 3.2 times, by default.
 
     Args:
         inner: optax transformation that treats each leaf by itself.
