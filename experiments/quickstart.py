@@ -22,6 +22,7 @@ from rich.console import Console
 
 from jaxbig import atomic, bitfit, chain, full, lift, lora, pictures, plots, prune, quantize, usage
 from jaxbig.compress.prune import packed_bytes
+from jaxbig.curves import Labels, Method, Problem, label_curve
 from jaxbig.data import Loader, k_shot, load_digits, select, split_fraction
 from jaxbig.errors import UserError
 from jaxbig.evaluate import predict
@@ -145,44 +146,27 @@ def _few_labels(config: Config, console: Console, base, train, test) -> list[dic
     fresh = lambda key: model.init(key, jnp.zeros((1, 8, 8, 1)))["params"]  # noqa: E731
     moved = lambda key: replace_head(base, key, 5, init=nn.initializers.zeros)  # noqa: E731
     head = full(where=HEAD)
+
+    def way(transform, params_of, lr):
+        return Method(transform, Optimizer("adamw", lr=lr, schedule="cosine", steps=config.steps).build(), params_of)
+
     ways = {
-        "from scratch": (full(), fresh, 3e-3),
-        "full": (full(), moved, 1e-2),
-        "LoRA": (chain(lora(rank=4, where=f"{BODY}kernel"), head), moved, 1e-2),
-        "BitFit": (chain(bitfit(where=f"{BODY}bias"), head), moved, 1e-2),
-        "head only": (head, moved, 3e-2),
+        "from scratch": way(full(), fresh, 3e-3),
+        "full": way(full(), moved, 1e-2),
+        "LoRA": way(chain(lora(rank=4, where=f"{BODY}kernel"), head), moved, 1e-2),
+        "BitFit": way(chain(bitfit(where=f"{BODY}bias"), head), moved, 1e-2),
+        "head only": way(head, moved, 3e-2),
     }
     uses = usage(_model_fn(model), base, jnp.zeros((1, 8, 8, 1)))
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    problem = Problem(classify(model), _model_fn(model), uses, train, test)
+    labels = Labels(SHOTS, 5 * SHOTS[0], config.steps, config.seeds, config.seed)
     points = []
-    for way, (transform, params_of, lr) in ways.items():
-        optimizer = Optimizer("adamw", lr=lr, schedule="cosine", steps=config.steps).build()
-        accuracy = _accuracies(model, transform, test)
-        for shots in SHOTS:
-            rows = [k_shot(train["label"], shots, config.seed + i) for i in range(config.seeds)]
-            batches = seed_batches(train, rows, 5 * SHOTS[0], config.steps, config.seed)
-            start = init_seeds(transform, optimizer, keys, params_of, uses)
-            base_of = start[0]
-            states, _ = fit_seeds(classify(model), transform, optimizer, start, batches)
-            trained = sum(leaf[0].size for leaf in jax.tree.leaves(states.split.train))
-            mean, low, high = t_interval(accuracy(base_of, states.split))
-            point = {"method": way, "labels": shots, "accuracy": mean, "low": low, "high": high, "trained": trained}
-            points.append(point)
-        told = ", ".join(f"{p['labels']} labels {p['accuracy']:.3f}" for p in points[-len(SHOTS) :])
-        console.print(f"{way:13} {points[-1]['trained']:>7,} trained  accuracy at {told}")
+    for point in label_curve(ways, labels, problem):
+        points.append(point)
+        if point["labels"] == SHOTS[-1]:
+            told = ", ".join(f"{p['labels']} labels {p['accuracy']:.3f}" for p in points[-len(SHOTS) :])
+            console.print(f"{point['method']:13} {point['trained']:>7,} trained  accuracy at {told}")
     return points
-
-
-def _accuracies(model: nn.Module, transform: Transform, test) -> Callable:
-    """(base, splits of several seeds) -> test accuracy of each seed."""
-    x, y = jnp.asarray(test["image"]), jnp.asarray(test["label"])
-
-    def one(base, split, x):
-        logits = lift(_model_fn(model))(transform.apply(split._replace(params=base)), x)
-        return (logits.argmax(-1) == y).mean()
-
-    every = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
-    return lambda base, splits: np.asarray(every(base, splits, x), np.float64)
 
 
 def _students(config: Config, console: Console, teacher, train, test) -> dict[str, Any]:

@@ -6,18 +6,22 @@ matches nothing is an error.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxbig.averaging import Average
+from jaxbig.directions import Adafactor, Muon
 from jaxbig.errors import UsageError
+from jaxbig.schedule import Schedule, check_name
+from jaxbig.slots import FORMS, stored
+from jaxbig.thaw import gate, in_stages
 from jaxbig.tree import Where, first_match, map_paths, paths
 
-Rules = Sequence[tuple[Where, float]]
+Rules = Sequence[tuple[Where, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +32,14 @@ class Optimizer:
 
         θ <- θ - lr * schedule(t) * lr_rule * (direction(g) + weight_decay * decay_rule * θ)
 
-    for "adamw", "lion" and "lamb" (in "lamb" the trust ratio scales the bracket); the others add the decay to g before
+    for the names in `DECOUPLED` (in "lamb" the trust ratio scales the bracket); the others add the decay to g before
     the direction, as the L2 penalty of torch does. Numbers may be traced values, so a sweep over them is a `vmap`.
 
     Attributes:
         name: one of `NAMES`.
         lr: peak learning rate.
-        schedule: "constant", "cosine" or "linear": how it falls after the warm-up.
+        schedule: the name of a shape of `jaxbig.schedule.Schedule`, with `steps`, `warmup` and `end` from here; or a
+            whole Schedule, which has its own.
         steps: number of steps in which "cosine" and "linear" reach the end; those need it.
         warmup: number of steps in which the rate rises linearly from 0 (step 0 has rate 0 if this is positive).
         end: last learning rate as a share of `lr`.
@@ -42,9 +47,16 @@ class Optimizer:
         clip: largest global norm of the gradient over what is not frozen; None: no clipping.
         momentum: of "sgd" and "rmsprop"; 0: none.
         nesterov: Nesterov's form of that momentum.
-        b1, b2, eps: of "adam", "adamw", "lamb"; "lion" uses b1 and b2; "rmsprop" uses b2 as its decay, and eps.
-        lr_rules: (where, factor of the learning rate); a factor of 0 freezes, without any optimiser state.
-        decay_rules: (where, factor of the weight decay).
+        b1, b2, eps: of the kinds of Adam and of "lamb"; "lion" uses b1 and b2; "rmsprop" uses b2 as its decay, and eps.
+        lr_rules: (where, factor of the learning rate); a factor of 0 freezes, without any optimiser state. An array
+            broadcasts from the left: of shape [L] it has one factor for each layer of a stack. See `jaxbig.depth`.
+        decay_rules: (where, factor of the weight decay), likewise.
+        thaw: (where, first step): before that step the leaves' updates are exactly 0, they do not count in the norm,
+            and their optimiser state waits untouched; it then begins as at step 0. Steps may be traced numbers.
+        ema: decay of an exponential moving average of what is trained, or an `Average`; None: no average. Read it with
+            `jaxbig.averaging.averaged`.
+        state: how moments are kept: "bfloat16", "int8" (see `jaxbig.slots`), or None: in the leaves' own dtype.
+        muon, adafactor: options of these two; "muon" gives AdamW to what is no matrix.
 
     Example:
         >>> optimizer = Optimizer("sgd", lr=0.5, lr_rules=[("head/.*", 0.1)]).build()
@@ -54,15 +66,17 @@ class Optimizer:
         [-0.5] [-0.05]
 
     Reference:
-        Loshchilov and Hutter (2017), arXiv:1711.05101, for "adamw" and arXiv:1608.03983 for "cosine"; Kingma and Ba
-        (2014), arXiv:1412.6980, "adam"; Chen et al. (2023), arXiv:2302.06675, "lion"; You et al. (2019),
-        arXiv:1904.00962, "lamb"; Pascanu et al. (2012), arXiv:1211.5063, for clipping. Deviation: decay follows the
-        schedule, as in optax and torch, where Loshchilov and Hutter keep it apart from `lr`.
+        Loshchilov and Hutter (2017), arXiv:1711.05101, for "adamw"; Kingma and Ba (2014), arXiv:1412.6980, "adam";
+        Chen et al. (2023), arXiv:2302.06675, "lion"; You et al. (2019), arXiv:1904.00962, "lamb"; Dozat (2016),
+        "Incorporating Nesterov momentum into Adam", "nadam" and "nadamw"; Zhuang et al. (2020), arXiv:2010.07468,
+        "adabelief"; Pascanu et al. (2012), arXiv:1211.5063, for clipping; Howard and Ruder (2018), arXiv:1801.06146,
+        for `thaw`. Deviations: decay follows the schedule, as in optax and torch, where Loshchilov and Hutter keep it
+        apart from `lr`; "nadam" has a constant b1 (torch's grows); "adabelief" adds `eps` inside the root and outside.
     """
 
     name: str = "adamw"
     lr: float = 1e-3
-    schedule: str = "constant"
+    schedule: str | Schedule = "constant"
     steps: int | None = None
     warmup: int = 0
     end: float = 0.0
@@ -75,6 +89,11 @@ class Optimizer:
     eps: float = 1e-8
     lr_rules: Rules = ()
     decay_rules: Rules = ()
+    thaw: Rules = ()
+    ema: float | Average | None = None
+    state: str | None = None
+    muon: Muon = dataclasses.field(default_factory=Muon)
+    adafactor: Adafactor = dataclasses.field(default_factory=Adafactor)
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation.
@@ -83,28 +102,31 @@ class Optimizer:
             transformation whose ``update`` needs the parameters; its ``init`` checks the rules.
 
         Raises:
-            UsageError: an unknown name or schedule (names the nearest), or a schedule without `steps`; from ``init``:
-                a rule that matches nothing.
+            UsageError: an unknown name, schedule or state (names the nearest), or a schedule without what it needs;
+                from ``init``: a rule that matches nothing, or whose array does not fit.
 
         Example:
             >>> Optimizer("adammw").build()
             Traceback (most recent call last):
                 ...
-            jaxbig.errors.UsageError: optimizer 'adammw' is unknown; did you mean 'adamw'? Known: adagrad, adam, ...
+            jaxbig.errors.UsageError: optimizer 'adammw' is unknown; did you mean 'adamw'? Known: adabelief, ...
         """
-        _known("optimizer", self.name, NAMES)
+        check_name("optimizer", self.name, NAMES)
         self.learning_rate()
+        self._average()
+        if self.state is not None:
+            check_name("state", self.state, FORMS)
 
         def init(params):
-            leaves, rates, decays = self._leaves(params)
-            return self._chain(rates, decays).init(leaves)
+            leaves, rules = self._split(params)
+            return self._chain(rules).init(leaves)
 
         def update(updates, state, params=None):
             if params is None:
                 raise UsageError("this optimiser needs the parameters; call update(grads, state, params)")
-            leaves, rates, decays = self._leaves(params)
+            leaves, rules = self._split(params)
             given = {path: leaf for path, leaf in paths(updates).items() if path in leaves}
-            moved, state = self._chain(rates, decays).update(given, state, leaves)
+            moved, state = self._chain(rules).update(given, state, leaves)
             frozen = {path: jnp.zeros_like(leaf) for path, leaf in paths(updates).items() if path not in leaves}
             both = {**cast(dict[str, Any], moved), **frozen}
             return map_paths(lambda path, _: both[path], updates), state
@@ -122,47 +144,63 @@ class Optimizer:
             >>> [round(float(rate(step)), 3) for step in (0, 1, 2, 6, 10, 11)]
             [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
         """
-        _known("schedule", self.schedule, SHAPES)
-        if self.schedule != "constant" and (self.steps is None or self.steps <= self.warmup):
-            raise UsageError(f"schedule {self.schedule!r} needs steps > warmup={self.warmup}, not steps={self.steps}")
+        if not isinstance(self.schedule, Schedule):
+            return Schedule(self.schedule, self.steps, self.warmup, self.end).build(self.lr)
+        if (self.steps, self.warmup, self.end) != (None, 0, 0.0):
+            raise UsageError("optimizer: give steps, warmup and end to the Schedule, or name its shape alone")
+        return self.schedule.build(self.lr)
 
-        def rate(step):
-            step = jnp.asarray(step, jnp.float32)
-            rise = jnp.minimum(step / self.warmup, 1.0) if self.warmup else 1.0
-            done = jnp.clip((step - self.warmup) / ((self.steps or 0) - self.warmup), 0, 1) if self.steps else step * 0
-            fall = SHAPES[self.schedule](done)
-            return self.lr * rise * (self.end + (1 - self.end) * fall)
+    def _average(self) -> optax.GradientTransformation | None:
+        if self.ema is None:
+            return None
+        return (self.ema if isinstance(self.ema, Average) else Average(self.ema)).build()
 
-        return rate
+    def _split(self, train: Any) -> tuple[dict[str, Any], "_ByPath"]:
+        """The leaves that are not frozen, by path, and what the rules say of all."""
+        every = paths(train)
+        if self.name == "muon":
+            self.muon.check(every)
+        rates, decays = (
+            {path: _from_the_left(path, value, every[path]) for path, value in first_match(rules, every, 1.0).items()}
+            for rules in (self.lr_rules, self.decay_rules)
+        )
+        stages = first_match([(where, number) for number, (where, _) in enumerate(self.thaw)], every)
+        leaves = {path: leaf for path, leaf in every.items() if not _is_zero(rates[path])}
+        waiting = {path: stage for path, stage in stages.items() if stage is not None and path in leaves}
+        return leaves, _ByPath(rates, decays, waiting)
 
-    def _leaves(self, train: Any) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
-        """By path: the leaves that are not frozen, and the factors of rate and decay of all."""
-        leaves = paths(train)
-        rates, decays = first_match(self.lr_rules, leaves, 1.0), first_match(self.decay_rules, leaves, 1.0)
-        return {path: leaf for path, leaf in leaves.items() if not _is_zero(rates[path])}, rates, decays
-
-    def _chain(self, rates: dict[str, float], decays: dict[str, float]) -> optax.GradientTransformation:
+    def _chain(self, rules: "_ByPath") -> optax.GradientTransformation:
         def add_decay(path, update, leaf):
-            return update + (self.weight_decay * decays[path] * leaf).astype(update.dtype)
+            return update + (self.weight_decay * rules.decays[path] * leaf).astype(update.dtype)
 
         decay = optax.identity() if _is_zero(self.weight_decay) else _per_leaf(add_decay)
-        decoupled = self.name in ("adamw", "lion", "lamb")
-        return optax.chain(
+        decoupled = self.name in DECOUPLED
+        direction = NAMES[self.name](self)
+        direction = direction if self.state is None else stored(direction, self.state)
+        links = [
             optax.identity() if self.clip is None else optax.clip_by_global_norm(self.clip),
             optax.identity() if decoupled else decay,
-            NAMES[self.name](self),
+            direction,
             decay if decoupled else optax.identity(),
             optax.scale_by_trust_ratio() if self.name == "lamb" else optax.identity(),
             optax.scale_by_learning_rate(self.learning_rate()),
-            _per_leaf(lambda path, update, leaf: (update * rates[path]).astype(update.dtype)),
-        )
+            _per_leaf(lambda path, update, leaf: (update * rules.rates[path]).astype(update.dtype)),
+        ]
+        if self.thaw:
+            starts = tuple(step for _, step in self.thaw)
+            closed = gate({path: starts[stage] for path, stage in rules.stages.items()})
+            links[2] = in_stages(direction, rules.stages, starts)
+            links = [closed, *links, closed]
+        average = self._average()
+        return optax.chain(*links, *([] if average is None else [average]))
 
 
-SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "constant": jnp.ones_like,
-    "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
-    "linear": lambda done: 1 - done,
-}
+class _ByPath(NamedTuple):
+    """What the rules say: factors of the rate and of the decay; the number of the thaw rule, where there is one."""
+
+    rates: dict[str, Any]
+    decays: dict[str, Any]
+    stages: dict[str, int]
 
 
 def _momentum(options: Optimizer) -> optax.GradientTransformation:
@@ -173,27 +211,40 @@ def _adam(options: Optimizer) -> optax.GradientTransformation:
     return optax.scale_by_adam(options.b1, options.b2, options.eps)
 
 
+def _nadam(options: Optimizer) -> optax.GradientTransformation:
+    return optax.scale_by_adam(options.b1, options.b2, options.eps, nesterov=True)
+
+
 NAMES: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
+    "adabelief": lambda options: optax.scale_by_belief(options.b1, options.b2, options.eps, options.eps),
+    "adafactor": lambda options: options.adafactor.build(),
     "adagrad": lambda options: optax.scale_by_rss(eps=options.eps),
     "adam": _adam,
     "adamw": _adam,
     "lamb": _adam,
     "lion": lambda options: optax.scale_by_lion(options.b1, options.b2),
+    "muon": lambda options: options.muon.build(_adam(options)),
+    "nadam": _nadam,
+    "nadamw": _nadam,
     "rmsprop": lambda options: optax.chain(optax.scale_by_rms(options.b2, options.eps), _momentum(options)),
     "sgd": _momentum,
 }
-
-
-def _known(kind: str, name: str, known: dict[str, Any]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"{kind} {name!r} is unknown; {hint}Known: {', '.join(sorted(known))}")
+DECOUPLED = ("adabelief", "adafactor", "adamw", "lamb", "lion", "muon", "nadamw")
 
 
 def _is_zero(number: Any) -> bool:
     """A traced number is none that could be left out of the program."""
     return isinstance(number, int | float) and number == 0
+
+
+def _from_the_left(path: str, factor: Any, leaf: Any) -> Any:
+    """A factor for the leading axes of a leaf, in the shape that broadcasts over it."""
+    shape = np.shape(factor)
+    if not shape:
+        return factor
+    if leaf.shape[: len(shape)] != shape:
+        raise UsageError(f"rule: {path} has shape {leaf.shape}, which does not begin with its factor's {shape}")
+    return jnp.reshape(jnp.asarray(factor), shape + (1,) * (leaf.ndim - len(shape)))
 
 
 def _per_leaf(function: Callable[[str, Any, Any], Any]) -> optax.GradientTransformation:

@@ -1,6 +1,10 @@
-"""Several seeds as one program: the training step under `jax.vmap`, the frozen base shared."""
+"""Several runs as one program: the training step under `jax.vmap`, the frozen base shared.
 
-from collections.abc import Callable, Iterable
+Runs differ in their seeds (`init_seeds`, `fit_seeds`), or in numbers of the technique and the optimiser too
+(`init_sweep`, `fit_sweep`): learning rates, decays, LoRA's alpha. One program is compiled for all.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +19,8 @@ from jaxbig.objective.base import Objective
 from jaxbig.step import TrainState, init_state, step_fn
 from jaxbig.transform import Split, Transform
 from jaxbig.tree import PyTree
+
+Build = Callable[[Mapping[str, jax.Array]], tuple[Transform, optax.GradientTransformation]]
 
 
 def init_seeds(
@@ -41,16 +47,7 @@ def init_seeds(
         ((4,), (3, 2))
     """
 
-    if not len(keys):
-        raise UsageError("init_seeds: no keys; give one for each seed")
-
-    def split_of(key) -> Split:
-        first, second = jax.random.split(key)
-        return transform.init(first, params_of(second), uses)
-
-    base = split_of(keys[0]).params
-    states = jax.vmap(lambda key: init_state(split_of(key), optimizer, key)[1])(keys)
-    return base, states
+    return init_sweep(lambda numbers: (transform, optimizer), {}, keys, params_of, uses)
 
 
 def fit_seeds(
@@ -82,11 +79,111 @@ def fit_seeds(
         >>> states.split.train["w"].tolist(), losses.shape
         ([1.0, 1.0], (1, 2))
     """
+    return fit_sweep(objective, lambda numbers: (transform, optimizer), {}, start, batches)
+
+
+def grid(**axes: Any) -> dict[str, jax.Array]:
+    """Every combination of some values, as numbers (and keys) of a sweep.
+
+    Args:
+        **axes: name -> values, a sequence or an array of one axis (keys too).
+
+    Returns:
+        name -> array [S], S the product of the lengths; the last name varies fastest.
+
+    Example:
+        >>> runs = grid(lr=[0.1, 0.2], key=jax.random.split(jax.random.key(0), 3))
+        >>> [round(float(lr), 1) for lr in runs["lr"]], runs["key"].shape
+        ([0.1, 0.1, 0.1, 0.2, 0.2, 0.2], (6,))
+    """
+    values = {name: jnp.asarray(axis) for name, axis in axes.items()}
+    places = jnp.indices([len(axis) for axis in values.values()]).reshape(len(values), -1)
+    return {name: axis[place] for (name, axis), place in zip(values.items(), places, strict=True)}
+
+
+def init_sweep(
+    build: Build, numbers: Mapping[str, jax.Array], keys: jax.Array, params_of: Callable, uses: Any
+) -> tuple[PyTree, TrainState]:
+    """The shared base and one training state for each run of a sweep.
+
+    Args:
+        build: ``numbers of one run -> (transform, optimizer)``; the numbers are traced scalars, so they may be what
+            computes (rates, decays, alpha, steps to thaw at), not what shapes the program (ranks, a schedule's steps).
+        numbers: name -> array [S], one number a run; {} if only the keys differ. See `grid`.
+        keys: typed PRNG keys [S].
+        params_of: ``key -> params``; leaves that stay frozen have to be the same for every key.
+        uses: of the model, see `jaxbig.usage.usage`.
+
+    Returns:
+        the base without an axis of runs, and a state whose arrays have a leading axis S.
+
+    Raises:
+        UsageError: no keys, or numbers of another length than the keys.
+
+    Example:
+        >>> from jaxbig.optim import Optimizer
+        >>> from jaxbig.tune.full import full
+        >>> build = lambda numbers: (full(), Optimizer("sgd", numbers["lr"]).build())
+        >>> runs = grid(lr=[0.1, 0.2], key=jax.random.split(jax.random.key(0), 3))
+        >>> base, states = init_sweep(build, runs, runs.pop("key"), lambda key: {"w": jnp.ones(2)}, {})
+        >>> states.split.train["w"].shape
+        (6, 2)
+    """
+    if not len(keys):
+        raise UsageError("sweep: no keys; give one for each run")
+    for name, values in numbers.items():
+        if len(values) != len(keys):
+            raise UsageError(f"sweep: {len(values)} numbers for {name!r}, but {len(keys)} keys; give one of each a run")
+
+    def split_of(key, own) -> Split:
+        first, second = jax.random.split(key)
+        return build(own)[0].init(first, params_of(second), uses)
+
+    base = split_of(keys[0], {name: values[0] for name, values in numbers.items()}).params
+    states = jax.vmap(lambda key, own: init_state(split_of(key, own), build(own)[1], key)[1])(keys, dict(numbers))
+    return base, states
+
+
+def fit_sweep(
+    objective: Objective,
+    build: Build,
+    numbers: Mapping[str, jax.Array],
+    start: tuple[PyTree, TrainState],
+    batches: Iterable[Any],
+) -> tuple[TrainState, jax.Array]:
+    """Trains all runs of a sweep at once.
+
+    Args:
+        objective: as for `jaxbig.step.step_fn`.
+        build, numbers: as for `init_sweep`.
+        start: what `init_sweep` returned; the state is donated.
+        batches: each a tree of arrays [S, B, ...], one batch a run.
+
+    Returns:
+        the states, and the mean training loss of each step and run, float32 [steps, S]. A run whose numbers are in its
+        transform alone is read with its own: ``build(numbers of run i)[0].apply(split of run i)``.
+
+    Example:
+        >>> from jaxbig.objective.base import Aux
+        >>> from jaxbig.tune.full import full
+        >>> def objective(params, variables, batch, key):
+        ...     loss = jnp.mean((params["w"] - batch) ** 2)
+        ...     return loss, Aux({"loss": (loss, jnp.float32(1))}, variables)
+        >>> build = lambda numbers: (full(), optax.sgd(numbers["lr"]))
+        >>> numbers, keys = {"lr": jnp.array([0.25, 0.5])}, jax.random.split(jax.random.key(0), 2)
+        >>> start = init_sweep(build, numbers, keys, lambda key: {"w": jnp.zeros(())}, {})
+        >>> fit_sweep(objective, build, numbers, start, [jnp.ones((2, 3))])[0].split.train["w"].tolist()
+        [0.5, 1.0]
+    """
     base, states = start
-    step = jax.jit(jax.vmap(step_fn(objective, transform, optimizer), in_axes=(None, 0, 0)), donate_argnums=1)
+
+    def one(base, state, batch, own):
+        return step_fn(objective, *build(own))(base, state, batch)
+
+    step = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0)), donate_argnums=1)
     losses = []
     for batch in batches:
-        states, metrics = step(base, states, batch)
+        states, metrics = step(base, states, batch, dict(numbers))
         total, count = metrics["loss"]
         losses.append(total / count)
     return states, jnp.stack(losses)

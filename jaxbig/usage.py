@@ -27,6 +27,7 @@ class Use(NamedTuple):
         head: whether the function's result depends on this product through no other product: the output layer.
         groups: of a convolution; 1 elsewhere.
         detail: the primitive, for kind other.
+        layers: number of leading axes of which it is given one entry at a time, as a scan over layers does.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Use(NamedTuple):
     head: bool = False
     groups: int = 1
     detail: str = ""
+    layers: int = 0
 
 
 Uses = dict[str, tuple[Use, ...]]
@@ -51,7 +53,8 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
         *args, **kwargs: example inputs; arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-        path -> its uses, without repetition, in the order of the program; a leaf that is not used has none.
+        path -> its uses, without repetition; paths and uses are in the order of the program. A leaf that is not used
+        has none, and comes last.
 
     Example:
         >>> import flax.linen as nn
@@ -63,12 +66,12 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
         ('product', (-2,), (-1,), True)
     """
     shapes = {path: (tuple(leaf.shape), leaf.dtype) for path, leaf in paths(params).items() if _floating(leaf)}
-    found: dict[str, dict[Use, None]] = {path: {} for path in shapes}
+    found: dict[str, dict[Use, None]] = {}
     products: dict[tuple[int, ...], tuple[str, Use]] = {}
 
     def observe(view: View, kind: str, x, details, eqn):
         use = _use(view, kind, details, eqn, *shapes[view.path])
-        found[view.path].setdefault(use)
+        found.setdefault(view.path, {}).setdefault(use)
         if kind in ("product", "conv"):
             products[tuple(map(id, interpreter.calls))] = (view.path, use)
 
@@ -87,7 +90,7 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
     heads = _heads(jaxprs[0], products)
     return {
         path: tuple(use._replace(head=(path, use) in heads and use.kind == "product") for use in uses)
-        for path, uses in found.items()
+        for path, uses in {**found, **{path: {} for path in shapes if path not in found}}.items()
     }
 
 
@@ -107,17 +110,19 @@ def watched_leaves(params: PyTree) -> PyTree:
 
 def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
     n = len(view.weight.shape)
+    use = Use(kind, (), (), shape, dtype, layers=len(shape) - n)
     if kind == "product":
         axes = range(-n, 0)
         summed = tuple(a for a in axes if details.w[a] in details.x and details.w[a] not in details.out)
         free = tuple(a for a in axes if details.w[a] in details.out and details.w[a] not in details.x)
-        return Use(kind, summed, free, shape, dtype)
+        return use._replace(in_axes=summed, out_axes=free)
     if kind == "conv":
         out = tuple(a - n for a in range(n) if details.w[a] == "o")
-        return Use(kind, tuple(a for a in range(-n, 0) if a not in out), out, shape, dtype, groups=details.groups)
+        rest = tuple(a for a in range(-n, 0) if a not in out)
+        return use._replace(in_axes=rest, out_axes=out, groups=details.groups)
     if kind == "lookup":
-        return Use(kind, (details - n,), tuple(a for a in range(-n, 0) if a != details - n), shape, dtype)
-    return Use(kind, (), (), shape, dtype, detail=eqn.primitive.name if eqn is not None else "result")
+        return use._replace(in_axes=(details - n,), out_axes=tuple(a for a in range(-n, 0) if a != details - n))
+    return use._replace(detail=eqn.primitive.name if eqn is not None else "result")
 
 
 def _heads(jaxpr: Any, products: dict[tuple[int, ...], Any]) -> set[Any]:

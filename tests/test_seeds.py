@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxbig import chain, full, lora, usage
+from jaxbig import chain, full, inject_hyperparams, lora, usage
 from jaxbig.data import Loader
+from jaxbig.errors import UsageError
 from jaxbig.objective import classify
-from jaxbig.seeds import fit_seeds, init_seeds, seed_batches
+from jaxbig.optim import Optimizer
+from jaxbig.seeds import fit_seeds, fit_sweep, grid, init_seeds, init_sweep, seed_batches
 from jaxbig.step import init_state, make_step
 
 MODEL = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
@@ -52,3 +54,43 @@ def test_seeds_differ():
     _, states = init_seeds(full(), ADAM, jax.random.split(jax.random.key(0), 2), params_of, {})
     first, second = states.split.train["layers_0/kernel"]
     assert not jnp.array_equal(first, second)
+
+
+def test_a_sweep_is_one_program_and_equals_its_runs_one_by_one():
+    params = MODEL.init(jax.random.key(1), DATA["image"])["params"]
+    uses = usage(lambda p, x: MODEL.apply({"params": p}, x), params, DATA["image"])
+    traces = []
+
+    def objective(*arguments):
+        traces.append(1)
+        return classify(MODEL)(*arguments)
+
+    def build(numbers):
+        tuned = inject_hyperparams(lora)(rank=2, where="layers_0/kernel", alpha=numbers["alpha"])
+        options = Optimizer("adamw", numbers["lr"], weight_decay=numbers["decay"], ema=0.5)
+        return chain(tuned, full(where="layers_2/.*")), options.build()
+
+    runs = grid(lr=[1e-3, 3e-2], alpha=[1.0, 8.0], key=jax.random.split(jax.random.key(2), 2))
+    runs["decay"] = 10 * runs["lr"]
+    keys, numbers = runs.pop("key"), runs
+    batches = list(seed_batches(DATA, [np.arange(24)] * 8, 4, 3))
+    start = init_sweep(build, numbers, keys, lambda key: params, uses)
+    assert start[0]["layers_0"]["kernel"].shape == (8, 16)
+    states, losses = fit_sweep(objective, build, numbers, start, batches)
+    assert losses.shape == (3, 8)
+    assert len(traces) == 1
+    for i in (0, 5, 7):
+        transform, optimizer = build({name: float(values[i]) for name, values in numbers.items()})
+        split = transform.init(jax.random.split(keys[i])[0], params, uses)
+        base, state = init_state(split, optimizer, keys[i])
+        step = make_step(classify(MODEL), transform, optimizer)
+        for batch in batches:
+            state, _ = step(base, state, {name: array[i] for name, array in batch.items()})
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], (states.split, states.opt_state))
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves((state.split, state.opt_state)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sweep_needs_a_number_for_each_run():
+    with pytest.raises(UsageError, match="3 numbers for 'lr', but 2 keys"):
+        init_sweep(lambda numbers: (full(), ADAM), {"lr": jnp.ones(3)}, jax.random.split(jax.random.key(0), 2), str, {})
