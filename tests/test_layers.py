@@ -45,8 +45,11 @@ MAY_IMPORT = {
     "plots": "errors theme",
     "pictures": "errors theme",
     "report": "errors atomic theme",
+    "gallery": "errors theme",
+    "summary": "errors data",
+    "show": "errors atomic theme data gallery summary",
     "experiment": "errors",
-    "cli": "errors experiment",
+    "cli": "errors experiment show",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.
