@@ -54,7 +54,7 @@ A smallest experiment:
 """
 
 _DATA_HELP = """\
-usage: jaxbig data show PATH [--n 16] [--out FILE.png] [--part NAME] [--rows 10000] [--seed 0] [--size PIXELS]
+usage: jaxbig data show PATH [--n N] [--out FILE.png] [--part NAME] [--rows 10000] [--seed 0] [--size PIXELS]
 
 Show what PATH holds: the number of examples, each array's shape, type and range, the classes and how often they
 occur, words of text, seconds of recordings. The format is told by what is inside, not by the name:
@@ -65,7 +65,7 @@ occur, words of text, seconds of recordings. The format is told by what is insid
 
 options:
   --out FILE.png   draw some examples: images with labels, recordings with spectrograms, or rows of a table
-  --n N            how many examples to draw (default 16)
+  --n N            how many examples to draw (default 16, of recordings 8)
   --part NAME      which split or file to draw them from (default: the training part, or the first)
   --rows N         how many examples to look at where they are decoded one by one (default 10000; 0: all)
   --seed N         which examples are drawn (default 0)

@@ -14,14 +14,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
 
 from jaxbig.theme import LIGHT, RC, WIDTH
 
 _PLAIN: dict[Any, Any] = RC | {"axes.grid": False}
 _MONO = FontProperties(family="monospace", size=7)
 _LINE = 0.135  # inches from one line of the small print to the next
-_CHARACTER = 0.0605  # and from one character to the next
-_CLIPS = 8
+_CHARACTER = 0.0588  # and from one character to the next
+_GAP = 3  # characters between columns
 _WINDOW = 256
 _DECIBELS = 70
 
@@ -48,7 +49,7 @@ def gallery(
         >>> [axes.get_title() for axes in figure.axes]
         ['b', 'a', 'b', '']
     """
-    if not batch or not len(next(iter(batch.values()))):
+    if not batch or not _size(batch):
         raise ValueError("gallery: the batch holds no examples")
     classes = classes or {}
     name = _images_of(batch)
@@ -60,6 +61,10 @@ def gallery(
         return _rows(batch, classes)
 
 
+def _size(batch: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(batch.values())))
+
+
 def _images_of(batch: Mapping[str, np.ndarray]) -> str | None:
     pictures = [name for name, array in batch.items() if array.ndim in (3, 4) and array.dtype == np.uint8]
     return "image" if "image" in batch else pictures[0] if pictures else None
@@ -67,9 +72,8 @@ def _images_of(batch: Mapping[str, np.ndarray]) -> str | None:
 
 def _titles(batch: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]]) -> list[str]:
     """What stands above each example: its label, and in how far there are more such columns, those too."""
-    n = len(next(iter(batch.values())))
     names = [name for name, array in batch.items() if array.ndim == 1 and (name == "label" or name in classes)]
-    return [", ".join(_cell(batch[name][i], classes.get(name)) for name in names) for i in range(n)]
+    return [", ".join(_cell(batch[name][i], classes.get(name)) for name in names) for i in range(_size(batch))]
 
 
 def _images(images: np.ndarray, titles: list[str]) -> Figure:
@@ -99,12 +103,12 @@ def _flat_image(image: np.ndarray) -> np.ndarray:
 
 
 def _clips(batch: Mapping[str, np.ndarray], titles: list[str], rate: int) -> Figure:
-    audio = batch["audio"][:_CLIPS]
-    lengths = batch.get("length", np.full(len(audio), audio.shape[1]))[: len(audio)]
+    audio = batch["audio"]
+    lengths = batch.get("length", np.full(len(audio), audio.shape[1]))
     longest = int(lengths.max())
     figure = Figure(figsize=(WIDTH, 0.5 + 0.95 * len(audio)), layout="constrained")
     grid = figure.subplots(len(audio), 2, sharex=True, squeeze=False)
-    for (left, right), clip, length, title in zip(grid, audio, lengths, titles, strict=False):
+    for (left, right), clip, length, title in zip(grid, audio, lengths, titles, strict=True):
         clip = clip[: int(length)]
         left.plot(np.arange(len(clip)) / rate, clip, color=LIGHT["c1"], linewidth=0.5)
         peak = float(np.abs(clip).max()) or 1.0
@@ -148,21 +152,30 @@ def spectrogram(clip: np.ndarray, window: int = _WINDOW) -> np.ndarray:
 
 def _rows(batch: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]]) -> Figure:
     cells = {name: [_cell(value, classes.get(name)) for value in array] for name, array in batch.items()}
+    right = [name for name, array in batch.items() if array.dtype.kind in "fiu" and name not in classes]
     widths = _widths(cells)
-    lines: list[tuple[str, bool]] = []
-    lines += _row({name: name for name in widths}, widths, True)
-    for i in range(len(next(iter(cells.values())))):
-        lines += _row({name: cells[name][i] for name in widths}, widths, False)
+    rows = [_row({name: name for name in widths}, widths, right)]
+    rows += [_row({name: cells[name][i] for name in widths}, widths, right) for i in range(_size(batch))]
     if len(widths) < len(cells):
-        lines.append((f"and {len(cells) - len(widths)} more columns", True))
-    across = sum(widths.values()) + 2 * len(widths)
-    width, height = 0.4 + _CHARACTER * max(across, 60), 0.3 + _LINE * len(lines)
+        rows.append([f"and {len(cells) - len(widths)} more columns"])
+    across = sum(widths.values()) + _GAP * (len(widths) - 1)
+    width = 0.4 + _CHARACTER * max(across, 60)
+    height = 0.3 + _LINE * (sum(map(len, rows)) + 0.5 * len(rows))
     figure = Figure(figsize=(width, height))
-    for i, (line, soft) in enumerate(lines):
-        figure.text(
-            0.2 / width, 1 - (0.2 + _LINE * i) / height, _drawn(line), fontproperties=_MONO, va="top",
-            color=LIGHT["soft"] if soft else LIGHT["ink"], parse_math=False,
-        )  # fmt: skip
+    y = 0.2
+    for i, row in enumerate(rows):
+        soft = i == 0 or i > _size(batch)
+        for line in row:
+            figure.text(
+                0.2 / width, 1 - y / height, _drawn(line), fontproperties=_MONO, va="top", parse_math=False,
+                color=LIGHT["soft"] if soft else LIGHT["ink"],
+            )  # fmt: skip
+            y += _LINE
+        if i < len(rows) - 1:
+            edges = [0.2 / width, 1 - 0.2 / width]
+            rule = 1 - (y + 0.2 * _LINE) / height
+            figure.add_artist(Line2D(edges, [rule, rule], color=LIGHT["rule"], linewidth=0.6))
+        y += 0.5 * _LINE
     return figure
 
 
@@ -171,26 +184,28 @@ def _widths(cells: Mapping[str, Sequence[str]]) -> dict[str, int]:
     room, least = 150, {name: min(max(len(name), *map(len, column)), 12) for name, column in cells.items()}
     chosen: dict[str, int] = {}
     for name, width in least.items():
-        if sum(chosen.values()) + width + 2 * len(chosen) + 2 <= room:
+        if sum(chosen.values()) + width + _GAP * (len(chosen) + 1) <= room:
             chosen[name] = width
     need = {name: max(len(name), *map(len, cells[name])) for name in chosen}
     for name in sorted(chosen, key=lambda name: need[name]):
         others = [other for other in chosen if need[other] > need[name] or other == name]
-        spare = room - sum(chosen.values()) - 2 * len(chosen)
+        spare = room - sum(chosen.values()) - _GAP * len(chosen)
         chosen[name] = min(need[name], chosen[name] + spare // max(len(others), 1))
     return chosen
 
 
-def _row(values: Mapping[str, str], widths: Mapping[str, int], soft: bool, most: int = 3) -> list[tuple[str, bool]]:
+def _row(values: Mapping[str, str], widths: Mapping[str, int], right: Sequence[str], most: int = 3) -> list[str]:
     """The lines of one row: text is wrapped, and after three lines it is cut off."""
-    wrapped = {}
-    for name, width in widths.items():
-        wrapped[name] = textwrap.wrap(values[name], width, max_lines=most, placeholder=" …") or [""]
-    height = max(map(len, wrapped.values()))
-    return [
-        ("  ".join((wrapped[name][i] if i < len(wrapped[name]) else "").ljust(w) for name, w in widths.items()), soft)
-        for i in range(height)
-    ]
+    wrapped = {
+        name: textwrap.wrap(values[name], width, max_lines=most, placeholder=" …") or [""]
+        for name, width in widths.items()
+    }
+    lines = []
+    for i in range(max(map(len, wrapped.values()))):
+        cells = ((name, wrapped[name][i] if i < len(wrapped[name]) else "") for name in widths)
+        padded = (cell.rjust(widths[name]) if name in right else cell.ljust(widths[name]) for name, cell in cells)
+        lines.append((" " * _GAP).join(padded))
+    return lines
 
 
 def _cell(value: Any, names: Sequence[str] | None = None) -> str:

@@ -29,7 +29,7 @@ class Options(NamedTuple):
     """What was asked for on the command line."""
 
     path: Path
-    n: int = 16
+    n: int | None = None
     out: Path | None = None
     part: str | None = None
     rows: int = 10_000
@@ -68,7 +68,7 @@ def parse(words: Sequence[str]) -> Options:
         raise UsageError("no file or folder; try `jaxbig data show PATH [--out FILE.png]`")
     if not options.path.exists():
         raise UsageError(str(missing(options.path)))
-    if not 1 <= options.n <= _MOST_DRAWN:
+    if options.n is not None and not 1 <= options.n <= _MOST_DRAWN:
         raise UsageError(f"--n {options.n}: draw from 1 to {_MOST_DRAWN} examples")
     if options.rows < 0 or options.seed < 0 or (options.size is not None and options.size < 1):
         raise UsageError("--rows and --seed are not negative, --size is at least 1")
@@ -118,8 +118,7 @@ def show(options: Options, console: Console | None = None) -> Recognised:
         console.print()
         console.print(table)
     if options.out is not None:
-        _draw(found.parts[chosen], options, options.out)
-        drawn = min(options.n, len(found.parts[chosen].source))
+        drawn = _draw(found.parts[chosen], options, options.out)
         console.print(f"\n{options.out}: {_many(drawn, 'example')} of {chosen}", soft_wrap=True)
     return found
 
@@ -141,12 +140,14 @@ def _chosen(found: Recognised, part: str | None) -> str:
     return part
 
 
-def _draw(part: Part, options: Options, out: Path) -> None:
-    n = len(part.source)
-    rows = np.sort(order(n, options.seed, 0)[: options.n])
+def _draw(part: Part, options: Options, out: Path) -> int:
+    """Draws some examples into a file, in the order of the set; returns how many."""
+    most = options.n or (8 if part.rate else 16)
+    rows = np.sort(order(len(part.source), options.seed, 0)[:most])
     file = io.BytesIO()
     gallery(part.source.batch(rows), part.classes, part.rate).savefig(file, format="png", dpi=200)
     write(out, file.getvalue())
+    return len(rows)
 
 
 def _arrays(title: str, part: Part, summaries: Mapping[str, ArraySummary], seen: int) -> Table:
@@ -163,10 +164,11 @@ def _arrays(title: str, part: Part, summaries: Mapping[str, ArraySummary], seen:
     table.add_column("", overflow="fold")
     for name, summary in summaries.items():
         shape = "varies" if summary.shape is None else " x ".join(map(str, summary.shape)) or "-"
-        dtype = summary.dtype
-        if name in part.classes and summary.dtype.startswith("int"):
-            dtype = f"{len(part.classes[name])} classes"
-        table.add_row(Text(name), shape, dtype, *_numbers(summary), Text(_notes(summary, part.rate), style="dim"))
+        notes = Text(_notes(summary, part.rate), style="dim")
+        if name in part.classes and summary.counts:
+            table.add_row(Text(name), shape, f"{len(part.classes[name])} classes", "", "", "", "", notes)
+        else:
+            table.add_row(Text(name), shape, summary.dtype, *_numbers(summary), notes)
     return table
 
 
@@ -183,14 +185,14 @@ def _numbers(summary: ArraySummary) -> list[str]:
 
 def _short(value: float) -> str:
     """Four digits that tell something, whole numbers whole."""
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:,.0f}" if (value == round(value) or abs(value) >= 1000) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _notes(summary: ArraySummary, rate: int | None) -> str:
     notes = []
     if summary.dtype == "text":
-        notes.append("characters a line")
-        notes.append(f"{summary.words:,} words, {summary.vocabulary:,} different; {summary.characters:,} characters")
+        notes.append(f"in characters, {summary.characters:,} different")
+        notes.append(f"{summary.words:,} words, {summary.vocabulary:,} different")
     if summary.seconds.count:
         s = summary.seconds
         low, mean, high = float(s.low), float(s.mean), float(s.high)

@@ -52,7 +52,8 @@ def read_table(
     """Reads a file of separated values.
 
     Args:
-        path: the file, gzipped or not, UTF-8. Lines without anything are left out.
+        path: the file, gzipped or not, UTF-8. Lines without anything are left out, and so are blanks around
+            numbers and categories.
         delimiter: one character; " " is any number of blanks. None takes tab, comma, semicolon or blanks: the first
             that gives the first lines equally many values. Only values between commas and semicolons may be
             quoted (with ``"``).
@@ -97,9 +98,12 @@ def read_table(
     columns: Batch = {}
     table = Table(columns, {}, {}, {})
     for name, values in zip(named, zip(*(row for _, row in numbered), strict=True), strict=True):
-        kind = (like.kinds if like else kinds or {}).get(name) or _kind(values, absent)
+        stripped = [value.strip() for value in values]
+        kind: Kind = (like.kinds if like else kinds or {}).get(name) or _kind(stripped, absent)
         vocabulary = like.vocabulary.get(name) if like else None
-        columns[name], lost, known = _typed(path, name, lines, values, kind, vocabulary, absent)
+        columns[name], lost, known = _typed(
+            path, name, lines, values if kind == "text" else stripped, kind, vocabulary, absent
+        )
         table.kinds[name] = kind
         table.vocabulary.update({name: known} if known is not None else {})
         table.missing.update({name: lost} if lost else {})
