@@ -21,6 +21,7 @@ Techniques for the whole life of a large JAX model: train, transfer, tune, disti
 commands:
   run FILE [--field value ...]   run an experiment: a Python file with a frozen dataclass `Config` and `main(config)`
   run FILE --help                show what the experiment does, and each field's default and meaning
+  data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
 
 options:
   -h, --help    show this message
@@ -50,6 +51,27 @@ A smallest experiment:
 
   def main(config: Config) -> None:
       print(config.epochs)
+"""
+
+_DATA_HELP = """\
+usage: jaxbig data show PATH [--n N] [--out FILE.png] [--part NAME] [--rows 10000] [--seed 0] [--size PIXELS]
+
+Show what PATH holds: the number of examples, each array's shape, type and range, the classes and how often they
+occur, words of text, seconds of recordings. The format is told by what is inside, not by the name:
+
+  files     IDX, npz (arrays, MedMNIST, packed images or recordings), separated values, JSON, jsonl, text, wav, images;
+            each but npz, wav and images may be gzipped
+  folders   MNIST's files; images or wav files, a sub-folder a class; translations (train.en, train.de); several files
+
+options:
+  --out FILE.png   draw some examples: images with labels, recordings with spectrograms, or rows of a table
+  --n N            how many examples to draw (default 16, of recordings 8)
+  --part NAME      which split or file to draw them from (default: the training part, or the first)
+  --rows N         how many examples to look at where they are decoded one by one (default 10000; 0: all)
+  --seed N         which examples are drawn (default 0)
+  --size PIXELS    resize images to a square, needed where they differ in size
+
+example: jaxbig data show data/mnist --out mnist.png
 """
 
 _LONGEST_MESSAGE = 600
@@ -98,11 +120,13 @@ def _dispatch(words: list[str]) -> None:
         _say(f"jaxbig {__version__}\n")
     elif command == "run":
         _run(rest)
+    elif command == "data":
+        _data(rest)
     elif not command:
         raise UsageError("no command; try `jaxbig run FILE`, or `jaxbig --help`")
     else:
         kind = "option" if command.startswith("-") else "command"
-        near = difflib.get_close_matches(command, ["run", "--help", "--version", "--debug"], n=1)
+        near = difflib.get_close_matches(command, ["run", "data", "--help", "--version", "--debug"], n=1)
         hint = f"did you mean {near[0]}?" if near else "try `jaxbig --help`"
         raise UsageError(f"unknown {kind} {command}; {hint}")
 
@@ -119,6 +143,17 @@ def _run(words: list[str]) -> None:
 
     experiment = load(words[0])
     experiment.main(parse(experiment, words[1:]))
+
+
+def _data(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_DATA_HELP)
+        return
+    if words[0] != "show":
+        raise UsageError(f"data has no command {words[0]}; try `jaxbig data show PATH`")
+    from jaxbig.show import parse, show
+
+    show(parse(words[1:]))
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

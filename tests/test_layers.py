@@ -65,8 +65,11 @@ MAY_IMPORT = {
     "pictures": "errors theme",
     "diagnostics": "metrics theme plots",
     "report": "errors atomic theme",
+    "gallery": "errors theme",
+    "summary": "errors data",
+    "show": "errors atomic theme data gallery summary",
     "experiment": "errors",
-    "cli": "errors experiment",
+    "cli": "errors experiment show",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.

@@ -22,6 +22,7 @@ from jaxbig.errors import UserError
 
 _NOTES = re.compile(r"(?i)(source|readme|license|copying|citation|changelog|notice).*")
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_ORDER = ("train", "val", "dev")
 _FSDD_NAME = re.compile(r"\d_[A-Za-z]+_\d+")
 _NOTHING: Mapping = MappingProxyType({})
 _EMODB_NAME = re.compile(r"\d{2}[a-z]\d{2}[A-Z][a-z]")
@@ -186,8 +187,11 @@ def _translations(files: list[Path]) -> Recognised | None:
 
 
 def _files(files: list[Path], size: tuple[int, int] | None) -> Recognised:
-    """Several files, each of them a part."""
-    found = {path.name.removesuffix(".gz"): _file(path, size) for path in files}
+    """Several files, each of them a part, those to train on first."""
+    ordered = sorted(
+        files, key=lambda path: next((i for i, word in enumerate(_ORDER) if word in path.name), len(_ORDER))
+    )
+    found = {path.name.removesuffix(".gz"): _file(path, size) for path in ordered}
     parts = {
         part if len(found) == 1 or len(one.parts) == 1 else f"{name}: {part}": whole
         for name, one in found.items()

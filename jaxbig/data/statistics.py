@@ -25,6 +25,46 @@ class Moments(NamedTuple):
     count: int
 
 
+class Running:
+    """Count, mean, standard deviation, smallest and largest of values that come in parts.
+
+    Attributes:
+        count: values of each channel so far. mean, square (sum of squared distances from it), low, high: float64 [C].
+
+    Example:
+        >>> running = Running()
+        >>> running.add(np.array([1.0, 2.0]))
+        >>> running.add(np.array([6.0]))
+        >>> running.count, float(running.mean), float(running.high), round(float(running.std()), 3)
+        (3, 3.0, 6.0, 2.16)
+
+    Reference:
+        Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance".
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.square = np.float64(0)
+        self.low, self.high = np.float64(np.inf), np.float64(-np.inf)
+
+    def add(self, values: np.ndarray) -> None:
+        """Takes in values [n], or [n, C]."""
+        if not len(values):
+            return
+        values = values.astype(np.float64)
+        mean = values.mean(axis=0)
+        total = self.count + len(values)
+        shift = mean - self.mean
+        self.square = self.square + ((values - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(values) / total)
+        self.mean = self.mean + shift * (len(values) / total)
+        self.low, self.high = np.minimum(self.low, values.min(axis=0)), np.maximum(self.high, values.max(axis=0))
+        self.count = total
+
+    def std(self) -> np.ndarray:
+        """Standard deviation over all values (divided by their number, not by one less)."""
+        return np.sqrt(self.square / max(self.count, 1))
+
+
 def moments(
     source: Source | Mapping[str, Any], names: Sequence[str], per: Literal["channel", "array"] = "channel"
 ) -> dict[str, Moments]:
@@ -46,36 +86,37 @@ def moments(
         >>> moments({"x": np.float32([[1, 10], [3, 10]])}, ["x"])["x"]
         Moments(mean=array([ 2., 10.], dtype=float32), std=array([1., 1.], dtype=float32), count=2)
 
-    Reference:
-        Chan, Golub and LeVeque (1983), "Algorithms for computing the sample variance": parts are merged in float64.
     """
     if per not in ("channel", "array"):
         raise UserError(f"moments: per={per!r}; use 'channel' or 'array'")
     source = as_source(source)
     if not len(source):
         raise UserError("moments: there are no examples; give a training set")
-    counts, means, squares = dict.fromkeys(names, 0), dict[str, Any](), dict[str, Any]()
+    running = {name: Running() for name in names}
     for batch in in_order(source):
         for name in names:
-            values = _channels(name, batch, per)
-            count, mean = len(values), values.mean(axis=0)
-            square = ((values - mean) ** 2).sum(axis=0)
-            total = counts[name] + count
-            if counts[name]:
-                shift = mean - means[name]
-                square = squares[name] + square + shift**2 * (counts[name] * count / total)
-                mean = means[name] + shift * (count / total)
-            counts[name], means[name], squares[name] = total, mean, square
+            array = _numbers(name, batch)
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"moments: array {name!r} holds NaN or infinity; fill or leave out missing values first"
+                )
+            running[name].add(channels(array) if per == "channel" else array.reshape(-1))
     found = {}
     for name in names:
-        if not np.isfinite(squares[name]).all():
-            raise UserError(
-                f"moments: array {name!r} holds NaN or infinity; fill or leave out the missing values first"
-            )
-        std = np.sqrt(squares[name] / counts[name])
-        mean = np.asarray(means[name], np.float32)
-        found[name] = Moments(mean, np.where(std == 0, 1, std).astype(np.float32), counts[name])
+        std = running[name].std()
+        std = np.where(std == 0, 1, std).astype(np.float32)
+        found[name] = Moments(np.asarray(running[name].mean, np.float32), std, running[name].count)
     return found
+
+
+def channels(array: np.ndarray) -> np.ndarray:
+    """An array [N, ..., C] as [values, C]; an array [N] as it is.
+
+    Example:
+        >>> channels(np.zeros((2, 4, 4, 3))).shape
+        (32, 3)
+    """
+    return array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array
 
 
 def normalise(source: Source | Mapping[str, Any], by: Mapping[str, Moments]) -> Mapped:
@@ -144,12 +185,6 @@ def in_order(source: Source, rows: np.ndarray | None = None) -> Iterator[Batch]:
     rows = np.arange(len(source)) if rows is None else rows
     for start in range(0, len(rows), _AT_ONCE):
         yield source.batch(rows[start : start + _AT_ONCE])
-
-
-def _channels(name: str, batch: Batch, per: str) -> np.ndarray:
-    """An array as float64 [values, channels], or [values]."""
-    array = _numbers(name, batch).astype(np.float64)
-    return array.reshape(-1, array.shape[-1]) if per == "channel" and array.ndim > 1 else array.reshape(-1)
 
 
 def _numbers(name: str, batch: Batch) -> np.ndarray:

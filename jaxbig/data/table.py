@@ -52,7 +52,8 @@ def read_table(
     """Reads a file of separated values.
 
     Args:
-        path: the file, gzipped or not, UTF-8. Lines without anything are left out.
+        path: the file, gzipped or not, UTF-8. Lines without anything are left out, and so are blanks around
+            numbers and categories.
         delimiter: one character; " " is any number of blanks. None takes tab, comma, semicolon or blanks: the first
             that gives the first lines equally many values. Only values between commas and semicolons may be
             quoted (with ``"``).
@@ -97,9 +98,12 @@ def read_table(
     columns: Batch = {}
     table = Table(columns, {}, {}, {})
     for name, values in zip(named, zip(*(row for _, row in numbered), strict=True), strict=True):
-        kind = (like.kinds if like else kinds or {}).get(name) or _kind(values, absent)
+        stripped = [value.strip() for value in values]
+        kind: Kind = (like.kinds if like else kinds or {}).get(name) or _kind(stripped, absent)
         vocabulary = like.vocabulary.get(name) if like else None
-        columns[name], lost, known = _typed(path, name, lines, values, kind, vocabulary, absent)
+        columns[name], lost, known = _typed(
+            path, name, lines, values if kind == "text" else stripped, kind, vocabulary, absent
+        )
         table.kinds[name] = kind
         table.vocabulary.update({name: known} if known is not None else {})
         table.missing.update({name: lost} if lost else {})
@@ -226,10 +230,10 @@ def _is_number(value: str) -> bool:
 
 
 def _kind(values: Sequence[str], absent: frozenset[str]) -> Kind:
-    present = [value for value in values if value not in absent]
+    different = set(values)
+    present = different - absent
     if present and all(map(_is_number, present)):
         return "number"
-    different = set(values)
     words = sum(value.count(" ") + 1 for value in different) / len(different)
     return "text" if len(different) > _TEXT_SHARE * len(values) and words > _TEXT_WORDS else "category"
 
@@ -238,26 +242,24 @@ def _typed(path, name, lines, values, kind: Kind, vocabulary, absent):
     """A column's array, how many values are missing, and the vocabulary of a column of categories."""
     if kind == "text":
         return np.array(values, object), 0, None
-    lost = sum(value in absent for value in values)
-    if kind == "number":
-        present = ["nan" if value in absent else value for value in values]
-        largest = np.finfo(np.float32).max
-        known = (value in absent or (_is_number(value) and abs(float(value)) <= largest) for value in values)
-        if (wrong := next((i for i, good in enumerate(known) if not good), None)) is not None:
-            raise UserError(
-                f"{path}:{lines[wrong]}: column {name!r}: {values[wrong]!r} is no number within float32; "
-                "mend it, or read the column as a category"
-            )
-        return np.array(present, np.float64).astype(np.float32), lost, None
-    if kind != "category":
+    if kind not in ("number", "category"):
         raise UserError(f"{path}: column {name!r}: kind {kind!r}; use 'number', 'category' or 'text'")
-    if vocabulary is None:
-        different = set(values) - absent
-        vocabulary = tuple(sorted(different, key=float if all(map(_is_number, different)) else None))
-    codes = {value: code for code, value in enumerate(vocabulary)} | dict.fromkeys(absent - set(vocabulary), -1)
-    if (wrong := next((i for i, value in enumerate(values) if value not in codes), None)) is not None:
-        raise UserError(
-            f"{path}:{lines[wrong]}: column {name!r}: {values[wrong]!r} is none of the {len(vocabulary)} categories of "
-            "the table given as like; mend it, or read both together"
+    lost = sum(value in absent for value in values)
+    different = set(values) - absent
+    if kind == "number":
+        largest = float(np.finfo(np.float32).max)
+        known = {value: float(value) for value in different if _is_number(value) and abs(float(value)) <= largest}
+        known |= dict.fromkeys(absent, math.nan)
+        fault = "is no number within float32; mend it, or read the column as a category"
+    else:
+        if vocabulary is None:
+            vocabulary = tuple(sorted(different, key=float if all(map(_is_number, different)) else None))
+        known = dict.fromkeys(absent, -1) | {value: code for code, value in enumerate(vocabulary)}
+        fault = (
+            f"is none of the {len(vocabulary)} categories of the table given as like; mend it, or read both together"
         )
-    return np.array([codes[value] for value in values], np.int32), lost, vocabulary
+    if wrong := different - known.keys():
+        at = next(i for i, value in enumerate(values) if value in wrong)
+        raise UserError(f"{path}:{lines[at]}: column {name!r}: {values[at]!r} {fault}")
+    array = np.array([known[value] for value in values], np.float32 if kind == "number" else np.int32)
+    return array, lost, vocabulary
