@@ -153,6 +153,8 @@ def _together(totals: Totals, outputs: Outputs) -> tuple[Totals, Outputs]:
 
 
 def _whole(data: Loader) -> None:
+    if data.process_count > 1 and data.process_count != jax.process_count():
+        raise UserError(f"evaluate: the loader reads 1 of {data.process_count} parts; give it process_count=1")
     if data.remainder == "drop" and data.size % data.batch_size:
         left = data.size % data.batch_size
         raise UserError(f"evaluate: the loader leaves out {left} of {data.size} examples; give it remainder='pad'")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -69,7 +69,7 @@ def fit(task: Task, split: Split, key: jax.Array, run: Run | None = None, variab
 class _Loop:
     def __init__(self, task: Task, split: Split, key: jax.Array, run: Run, variables: PyTree):
         self.task, self.run, self.given = task, run, (split, key, variables)
-        self.validation = None if task.validation is None else Validation(*task.validation)
+        self.validation = None if task.validation is None else Validation(*cast(tuple, task.validation))
         self.place = _placement(run)
         self.per_epoch = task.data.steps
         self.total = run.epochs * self.per_epoch if run.steps is None else run.steps
