@@ -22,6 +22,8 @@ commands:
   run FILE [--field value ...]   run an experiment: a Python file with a frozen dataclass `Config` and `main(config)`
   run FILE --help                show what the experiment does, and each field's default and meaning
   data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
+  info PATH                      show what a run or a checkpoint holds: parts, technique, settings, whether it is whole
+  compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
 
 options:
   -h, --help    show this message
@@ -74,6 +76,33 @@ options:
 example: jaxbig data show data/mnist --out mnist.png
 """
 
+_INFO_HELP = """\
+usage: jaxbig info PATH [--step N] [--leaves]
+
+Show what PATH holds: a run's folder (--workdir), its folder of checkpoints, or one step's. Parts with their sizes, the
+technique with its arguments, configuration, versions, position in the data, all complete steps with their scores; and
+check every file against its checksum (exit code 1 if one is damaged).
+
+options:
+  --step N     which checkpoint (default: the newest complete one)
+  --leaves     list every array
+
+example: jaxbig info runs/quickstart/teacher
+"""
+
+_COMPARE_HELP = """\
+usage: jaxbig compare RUN RUN... [--best max:METRIC] [--out FILE.html]
+
+Show runs side by side. RUN is a run's folder (--workdir), which holds metrics.jsonl.
+
+options:
+  --best GOAL      each run's best line by max:METRIC or min:METRIC in place of its last one
+  --out FILE.html  write the table and the learning curves as one self-contained page
+
+example: jaxbig compare runs/a runs/b --best max:val_accuracy --out compare.html
+"""
+
+_COMMANDS = ("run", "data", "info", "compare")
 _LONGEST_MESSAGE = 600
 
 
@@ -122,11 +151,17 @@ def _dispatch(words: list[str]) -> None:
         _run(rest)
     elif command == "data":
         _data(rest)
+    elif command == "info":
+        _info(rest)
+    elif command == "compare":
+        _compare(rest)
     elif not command:
         raise UsageError("no command; try `jaxbig run FILE`, or `jaxbig --help`")
     else:
         kind = "option" if command.startswith("-") else "command"
-        near = difflib.get_close_matches(command, ["run", "data", "--help", "--version", "--debug"], n=1)
+        near = difflib.get_close_matches(
+            command, ["run", "data", "info", "compare", "--help", "--version", "--debug"], n=1
+        )
         hint = f"did you mean {near[0]}?" if near else "try `jaxbig --help`"
         raise UsageError(f"unknown {kind} {command}; {hint}")
 
@@ -154,6 +189,24 @@ def _data(words: list[str]) -> None:
     from jaxbig.show import parse, show
 
     show(parse(words[1:]))
+
+
+def _info(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_INFO_HELP)
+        return
+    from jaxbig.info import info
+
+    info(words)
+
+
+def _compare(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_COMPARE_HELP)
+        return
+    from jaxbig.compare import compare
+
+    compare(words)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -3,6 +3,7 @@
 No global state of pyplot is touched, and every figure can also be saved by itself (`figure.savefig("a.png")`).
 """
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -132,6 +133,18 @@ def saliency(images: Any, maps: Any, labels: Sequence[str]) -> Figure:
         for axes in figure.axes:
             axes.set_axis_off()
     return figure
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as the bytes of a PNG file.
+
+    Example:
+        >>> png(confusion([[1]], ["a"]))[1:4]
+        b'PNG'
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 def _gallery(pictures: Sequence[np.ndarray], **style: Any) -> Figure:

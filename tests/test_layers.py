@@ -64,12 +64,16 @@ MAY_IMPORT = {
     "plots": "errors history theme",
     "pictures": "errors theme",
     "diagnostics": "metrics theme plots",
+    "callbacks": "errors atomic history job pictures",
     "report": "errors atomic theme",
     "gallery": "errors theme",
     "summary": "errors data",
     "show": "errors atomic theme data gallery summary",
+    "words": "errors",
+    "info": "errors storage manifest words",
+    "compare": "errors history manifest plots report words",
     "experiment": "errors",
-    "cli": "errors experiment show",
+    "cli": "errors experiment show info compare",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.
