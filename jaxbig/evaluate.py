@@ -20,7 +20,7 @@ from jaxbig.objective.base import Aux, Objective
 PyTree = Any
 Outputs = dict[str, np.ndarray]
 Summary = Callable[[Outputs], dict[str, float]]
-# Batches whose outputs may wait on the device, so that a large set need not fit there.
+# Batches that the host runs ahead: the device need not wait for it, nor hold what a whole set gives.
 _AHEAD = 8
 
 
@@ -91,23 +91,25 @@ def collect(measure: Callable[[Any], Aux], data: Loader, outputs: bool = False) 
         ({'loss': 1.0}, [0.0, 1.0, 2.0])
     """
     _whole(data)
-    metrics, kept, masks = [], [], []
+    totals, waiting, kept, masks, whole = Totals(), [], [], [], True
+
+    def look(most: int) -> None:
+        while len(waiting) > most:
+            metrics, given = processes.fetch(waiting.pop(0))
+            totals.add([metrics])
+            kept.append(given)
+
     for batch in data.epoch(0):
         aux = measure(batch)
-        metrics.append(aux.metrics)
-        if outputs:
-            if not aux.outputs:
-                raise UserError("evaluate: a report needs outputs, but the objective gives none; use train=False")
-            kept.append(aux.outputs)
-            masks.append(np.asarray(batch.get(MASK, np.ones(data.batch_size))))
-            if len(kept) > _AHEAD:
-                kept[-1 - _AHEAD] = processes.fetch(kept[-1 - _AHEAD])
-    # Fetched at the end, so that the device need not wait for the host between batches.
-    totals, found = Totals(), {}
-    totals.add(processes.fetch(metrics))
-    if outputs:
-        found = _in_order(processes.fetch(kept), data.index(0)[0].ravel(), np.concatenate(masks))
-    return (totals, found) if processes.is_whole(metrics) else _together(totals, found)
+        if outputs and not aux.outputs:
+            raise UserError("evaluate: a report needs outputs, but the objective gives none; use train=False")
+        whole = processes.is_whole(aux.metrics)
+        waiting.append((aux.metrics, aux.outputs if outputs else None))
+        masks.append(np.asarray(batch.get(MASK, np.ones(data.batch_size))))
+        look(_AHEAD)
+    look(0)
+    found = _in_order(kept, data.index(0)[0].ravel(), np.concatenate(masks)) if outputs else {}
+    return (totals, found) if whole else _together(totals, found)
 
 
 def predict(fn: Callable[[PyTree, Any], Any], params: PyTree, data: Loader, inputs: str = "image") -> np.ndarray:

@@ -24,10 +24,6 @@ class Totals:
     Args:
         sums: name -> [sum, count] to go on from.
 
-    Attributes:
-        sums: name -> [sum, count]; a sum is a number or, of a metric whose sum is an array, nested lists of numbers. So
-            it is JSON as it stands.
-
     Example:
         >>> totals = Totals()
         >>> totals.add([{"loss": (3.0, 2.0)}, {"loss": (1.0, 2.0)}])
@@ -36,7 +32,14 @@ class Totals:
     """
 
     def __init__(self, sums: Mapping[str, Iterable[Any]] | None = None):
-        self.sums: dict[str, list[Any]] = {name: list(pair) for name, pair in (sums or {}).items()}
+        self._sums = {
+            name: (np.asarray(total, np.float64), float(count)) for name, (total, count) in (sums or {}).items()
+        }
+
+    @property
+    def sums(self) -> dict[str, list[Any]]:
+        """name -> [sum, count], JSON as it stands: a sum that is an array comes as nested lists."""
+        return {name: [total.tolist(), count] for name, (total, count) in self._sums.items()}
 
     def add(self, batches: Iterable[Mapping[str, tuple[Any, Any]]]) -> None:
         """Add batches of metrics, name -> (sum, count), that were fetched from the device.
@@ -44,18 +47,14 @@ class Totals:
         Raises:
             UserError: a sum has another shape than before.
         """
-        sums = {name: [np.asarray(total, np.float64), count] for name, (total, count) in self.sums.items()}
         for metrics in batches:
             for name, (total, count) in metrics.items():
-                total = np.asarray(total, np.float64)
-                pair = sums.setdefault(name, [np.zeros_like(total), 0.0])
-                if pair[0].shape != total.shape:
+                before, counted = self._sums.get(name, (np.zeros(np.shape(total)), 0.0))
+                if before.shape != np.shape(total):
                     raise UserError(
-                        f"metric {name}: its sum was {pair[0].shape} and is {total.shape} now; it has to keep its shape"
+                        f"metric {name}: its sum was {before.shape} and is {np.shape(total)} now; keep one shape"
                     )
-                pair[0] = pair[0] + total
-                pair[1] += float(count)
-        self.sums = {name: [total.tolist(), count] for name, (total, count) in sums.items()}
+                self._sums[name] = before + np.asarray(total, np.float64), counted + float(count)
 
     def means(self, prefix: str = "") -> dict[str, float]:
         """Σ sum / Σ count by name, the loss first; nan where nothing was counted.
@@ -64,7 +63,7 @@ class Totals:
         `jaxbig.metrics.summary`.
         """
         values: dict[str, float] = {}
-        for name, (total, count) in self.sums.items():
+        for name, (total, count) in self._sums.items():
             values |= summary(name, total, count)
         return {prefix + name: values[name] for name in sorted(values, key=lambda name: (name != "loss", name))}
 

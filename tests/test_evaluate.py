@@ -15,6 +15,7 @@ from jaxbig.evaluate import collect, evaluate, predict
 from jaxbig.metrics import auc, classification_report
 from jaxbig.objective import Aux, classify
 from jaxbig.step import init_state, measure_fn, step_fn
+from jaxbig.train import Run, Task, fit
 
 RNG = np.random.default_rng(0)
 ARRAYS = {"image": RNG.normal(size=(11, 4)).astype(np.float32), "label": RNG.integers(0, 3, 11)}
@@ -107,6 +108,18 @@ def test_a_state_is_measured_as_its_parameters_are():
         totals, found = collect(lambda batch, measure=measure: measure(base, state, batch), data, outputs)
         assert totals.means() == evaluate(objective, PARAMS, data)
         assert sorted(found) == (["label", "logits"] if outputs else [])
+
+
+def test_a_run_tells_precision_recall_and_f1_of_training_and_validation():
+    data = Loader(ARRAYS, 4, remainder="pad")
+    judged = classify(nn.Dense(3), train=False, confusion=True)
+    task = Task(classify(nn.Dense(3), confusion=True), full(), optax.sgd(0.1), data, (judged, data))
+    fitted = fit(task, full().init(jax.random.key(0), PARAMS, {}), jax.random.key(0), Run(epochs=2, quiet=True))
+    chosen = predict(apply, full().apply(fitted.split), data).argmax(1)
+    expected = precision_recall_fscore_support(ARRAYS["label"], chosen, average="macro", zero_division=0.0)[:3]
+    line = fitted.history[-1]
+    assert (line["val_precision"], line["val_recall"], line["val_f1"]) == pytest.approx(expected)
+    assert 0 < line["precision"] < 1
 
 
 def test_nothing_but_metrics_and_vars_leaves_a_training_step():

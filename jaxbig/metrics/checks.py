@@ -87,9 +87,8 @@ def classified(who: str, labels: Any, logits: Any, weights: Any) -> tuple[np.nda
     if len(labels) != len(logits) or logits.ndim > 2:
         raise UserError(f"{who}: labels {labels.shape} and logits {logits.shape}; give one of each an example")
     rows = np.flatnonzero(weights)
-    finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=-1)
-    if not finite[rows].all():
-        finite_rows(who, "logits", np.where((weights > 0).reshape(-1, *[1] * (logits.ndim - 1)), logits, 0.0))
+    counts = (weights > 0).reshape(-1, *[1] * (logits.ndim - 1))
+    finite_rows(who, "logits", np.where(counts, logits, 0.0))
     logits = logits[rows, None] if logits.ndim == 1 else logits[rows]
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
