@@ -103,17 +103,18 @@ def show(options: Options, console: Console | None = None) -> Recognised:
     console = console or Console(highlight=False)
     found = recognise(options.path, None if options.size is None else (options.size, options.size))
     chosen = _chosen(found, options.part)
+    # All is read before anything is printed, so that an error stands alone.
+    looked = {title: summarise(part.source, part.rate, options.rows) for title, part in found.parts.items()}
+    summaries = {title: arrays for title, (arrays, _) in looked.items()}
     total = sum(len(part.source) for part in found.parts.values())
     console.print()
     name = options.path.resolve().name
     console.print(Text.assemble((f"{found.format}: ", "bold"), f"{name}, {_many(total, 'example')}"), soft_wrap=True)
     if found.left_out:
         console.print(Text(f"left out: {found.left_out}", style="dim"), soft_wrap=True)
-    summaries = {}
     for title, part in found.parts.items():
-        summaries[title], seen = summarise(part.source, part.rate, options.rows)
         console.print()
-        console.print(_arrays(title, part, summaries[title], seen))
+        console.print(_arrays(title, part, *looked[title]))
     for table in _classes(found.parts, summaries):
         console.print()
         console.print(table)

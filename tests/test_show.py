@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from PIL import Image
 from rich.console import Console
 
 from jaxbig.cli import main
@@ -102,6 +103,17 @@ def test_bad_input_gets_one_line(table, monkeypatch, capsys, line, code, says):
 def test_help(words, capsys):
     assert main(words) == 0
     assert "usage: jaxbig data show PATH" in capsys.readouterr().out
+
+
+def test_an_error_stands_alone(tmp_path, capsys):
+    for i in (1, 2):
+        Image.new("RGB", (4, i)).save(tmp_path / f"{i}.png")
+    assert main(["data", "show", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "2.png: 2 x 4 pixels" in captured.err
+    assert main(["data", "show", str(tmp_path), "--size", "8"]) == 0
+    assert "8 x 8 x 3" in capsys.readouterr().out
 
 
 def test_another_command_of_data(capsys):

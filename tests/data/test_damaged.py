@@ -141,7 +141,7 @@ CASES = {
     "image of 16 bits": ({"a.png": image("I;16")}, lambda f: decode(read(f / "a.png"), "a.png"), "more than 8"),
     "images of two sizes": (
         {"c/a.png": image(), "c/b.png": image(size=(4, 4))}, every(ImageFolder),
-        r"b\.png: 4 x 4 pixels, but .*a\.png has 3 x 4; give size",
+        r"b\.png: 4 x 4 pixels, but .*a\.png has 3 x 4; give a size to resize",
     ),
     "a class without images": ({"c/a.png": image(), "d/a.txt": "1"}, ImageFolder, r"d: holds no image"),
     "a class that is not known": ({"c/a.png": image()}, at(ImageFolder, "", classes=["d"]), "c: no class of that name"),

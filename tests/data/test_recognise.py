@@ -67,6 +67,15 @@ def test_folders(tmp_path):
     assert list(recognise(tmp_path / "fsdd").parts) == ["train", "test"]
 
 
+def test_pictures_below_other_files_are_no_set_of_images(tmp_path):
+    for path in ("docs/a/1.png", "tests/a.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 2)).save(tmp_path / path, "png")
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    assert recognise(tmp_path).format == "table"
+    assert recognise(tmp_path / "docs").format == "folder of images"
+
+
 def test_folders_of_text(tmp_path):
     for name in ("train.en", "train.de", "val.en", "val.de"):
         (tmp_path / name).write_text("a line\n")
