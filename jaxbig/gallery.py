@@ -181,7 +181,7 @@ def _rows(batch: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]])
 
 def _widths(cells: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Characters for each column that has room: what it needs, or for long text an even share of what is left."""
-    room, least = 150, {name: min(max(len(name), *map(len, column)), 12) for name, column in cells.items()}
+    room, least = 160, {name: min(max(len(name), *map(len, column)), 12) for name, column in cells.items()}
     chosen: dict[str, int] = {}
     for name, width in least.items():
         if sum(chosen.values()) + width + _GAP * (len(chosen) + 1) <= room:

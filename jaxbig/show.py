@@ -103,17 +103,18 @@ def show(options: Options, console: Console | None = None) -> Recognised:
     console = console or Console(highlight=False)
     found = recognise(options.path, None if options.size is None else (options.size, options.size))
     chosen = _chosen(found, options.part)
+    # All is read before anything is printed, so that an error stands alone.
+    looked = {title: summarise(part.source, part.rate, options.rows) for title, part in found.parts.items()}
+    summaries = {title: arrays for title, (arrays, _) in looked.items()}
     total = sum(len(part.source) for part in found.parts.values())
     console.print()
     name = options.path.resolve().name
     console.print(Text.assemble((f"{found.format}: ", "bold"), f"{name}, {_many(total, 'example')}"), soft_wrap=True)
     if found.left_out:
         console.print(Text(f"left out: {found.left_out}", style="dim"), soft_wrap=True)
-    summaries = {}
     for title, part in found.parts.items():
-        summaries[title], seen = summarise(part.source, part.rate, options.rows)
         console.print()
-        console.print(_arrays(title, part, summaries[title], seen))
+        console.print(_arrays(title, part, *looked[title]))
     for table in _classes(found.parts, summaries):
         console.print()
         console.print(table)
@@ -152,7 +153,7 @@ def _draw(part: Part, options: Options, out: Path) -> int:
 
 def _arrays(title: str, part: Part, summaries: Mapping[str, ArraySummary], seen: int) -> Table:
     n = len(part.source)
-    looked = "" if seen == n else f"; numbers of {seen:,} of them"
+    looked = "" if seen == n else f"; {seen:,} of them looked at"
     table = Table(
         title=Text.assemble((title, "bold"), f"  {_many(n, 'example')}{looked}"),
         title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim",
@@ -164,7 +165,7 @@ def _arrays(title: str, part: Part, summaries: Mapping[str, ArraySummary], seen:
     table.add_column("", overflow="fold")
     for name, summary in summaries.items():
         shape = "varies" if summary.shape is None else " x ".join(map(str, summary.shape)) or "-"
-        notes = Text(_notes(summary, part.rate), style="dim")
+        notes = Text(_notes(summary, part.rate, seen == n), style="dim")
         if name in part.classes and summary.counts:
             table.add_row(Text(name), shape, f"{len(part.classes[name])} classes", "", "", "", "", notes)
         else:
@@ -188,7 +189,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if (value == round(value) or abs(value) >= 1000) and abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _notes(summary: ArraySummary, rate: int | None) -> str:
+def _notes(summary: ArraySummary, rate: int | None, complete: bool) -> str:
     notes = []
     if summary.dtype == "text":
         notes.append(f"in characters, {summary.characters:,} different")
@@ -197,7 +198,7 @@ def _notes(summary: ArraySummary, rate: int | None) -> str:
         s = summary.seconds
         low, mean, high = float(s.low), float(s.mean), float(s.high)
         span = f"{mean:.2f} s" if low == high else f"{low:.2f} to {high:.2f} s, mean {mean:.2f}"
-        notes.append(f"{rate:,} Hz; {span}; {mean * s.count:,.0f} s in all")
+        notes.append(f"{rate:,} Hz; {span}" + (f"; {mean * s.count:,.0f} s in all" if complete else ""))
     if summary.missing:
         notes.append(f"{summary.missing:,} missing")
     return "; ".join(notes)

@@ -140,7 +140,7 @@ def class_names(counts: Mapping[int, int], names: Sequence[str]) -> dict[str, in
         {'cat': 5, '7': 1, 'missing': 2}
     """
     named: dict[Any, int] = {
-        names[code] if code < len(names) else str(code): counts[code]
+        names[code] if 0 <= code < len(names) else str(code): counts[code]
         for code in sorted(counts)
         if code >= 0 or not names
     }

@@ -194,6 +194,6 @@ def _stack(images: list[np.ndarray], names: list[str], size: tuple[int, int] | N
         if image.shape != images[0].shape:
             raise UserError(
                 f"{name}: {image.shape[0]} x {image.shape[1]} pixels, but {names[0]} has {images[0].shape[0]} x "
-                f"{images[0].shape[1]}; give size=(height, width) to resize them all"
+                f"{images[0].shape[1]}; give a size to resize them all"
             )
     return np.stack(images) if images else np.zeros((0, *(size or (0, 0)), channels), np.uint8)

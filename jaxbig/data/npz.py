@@ -132,4 +132,6 @@ def _member(path: str | os.PathLike, archive: np.lib.npyio.NpzFile, name: str) -
                 f"{path}: array {name!r} holds pickled Python objects, which are never read; save it as numbers or text"
             ) from error
         raise UserError(f"{path}: array {name!r} is damaged ({' '.join(str(error).split())}); get it again") from error
+    if not isinstance(array, np.ndarray):  # NumPy gives bytes where its own header is not there
+        raise UserError(f"{path}: array {name!r} is damaged (it has no header); get it again")
     return array

@@ -150,10 +150,12 @@ def _folder(folder: Path, size: tuple[int, int] | None) -> Recognised:
         wavs = WavFolder(folder)
         speech = _speech(folder, [path.stem for path in wavs.paths], "wav")
         return speech or _one("recordings (wav)", folder.name, wavs, wavs.classes, wavs.rate)
-    if images_in(folder):
-        return _images(folder, folders, size)
     notes = [path.name for path in files if _NOTES.fullmatch(path.name)]
-    files = [path for path in files if path.name not in notes]
+    images = images_in(folder)
+    files = [path for path in files if path.name not in notes and path not in images]
+    # Pictures somewhere below other files are no set of images.
+    if images and (not files or (folders and all(map(images_in, folders)))):
+        return _images(folder, folders, size)
     if not files:
         holds = f"only the folders {', '.join(path.name for path in folders)}" if folders else "no data"
         raise UserError(f"{folder}: holds {holds}; give the folder or the file that holds the data")

@@ -209,6 +209,7 @@ def fingerprint(source: Source | Mapping[str, Any]) -> dict[str, Any]:
 
 def _bytes(array: np.ndarray) -> bytes:
     if array.dtype == object:
-        parts = [str(item).encode() for item in array.ravel()]
+        # str() of a long array leaves out its middle.
+        parts = [_bytes(item) if isinstance(item, np.ndarray) else str(item).encode() for item in array.ravel()]
         return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()

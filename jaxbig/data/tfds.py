@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class TfdsSource:
 
     Args:
         records: what ``builder.as_data_source(split)`` returns.
+        varying: features whose shape differs from example to example: they become arrays of arrays in every batch, also
+            where its examples happen to be alike.
 
     Attributes:
         info: tfds's own description: features, class names, citation.
@@ -35,8 +37,8 @@ class TfdsSource:
         {'x': array([2, 1]), 'pair/a': array(['two', 'one'], dtype=object)}
     """
 
-    def __init__(self, records: Any):
-        self._records = records
+    def __init__(self, records: Any, varying: Collection[str] = ()):
+        self._records, self._varying = records, varying
         self.info = records.dataset_info
 
     def __len__(self) -> int:
@@ -47,7 +49,10 @@ class TfdsSource:
         rows = positions(index, len(self)).tolist()
         # A batch of no examples has names and shapes too: those of any example.
         examples = [_flat(example) for example in self._records.__getitems__(rows or [0])]
-        return {name: _stacked([example[name] for example in examples])[: len(rows)] for name in examples[0]}
+        return {
+            name: _stacked([example[name] for example in examples], name in self._varying)[: len(rows)]
+            for name in examples[0]
+        }
 
 
 def tfds_source(
@@ -96,7 +101,9 @@ def tfds_source(
         builder = tfds.builder_from_directory(folder)
     known = ", ".join(builder.info.splits)
     try:
-        return TfdsSource(builder.as_data_source(split))
+        shapes = {feature: info.shape for feature, info in _flat(builder.info.features.get_tensor_info()).items()}
+        varying = {feature for feature, shape in shapes.items() if None in shape}
+        return TfdsSource(builder.as_data_source(split), varying)
     except NotImplementedError as error:
         form = getattr(builder.info.file_format, "value", "unknown")
         raise UserError(
@@ -148,11 +155,11 @@ def _flat(example: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _stacked(values: Sequence[Any]) -> np.ndarray:
-    texts = [value.decode() if isinstance(value, bytes) else value for value in values]
-    arrays = [np.asarray(value) for value in texts]
-    if isinstance(texts[0], str) or len({array.shape for array in arrays}) > 1:
-        stacked = np.empty(len(values), object)
-        stacked[:] = texts
-        return stacked
-    return np.stack(arrays)
+def _stacked(values: Sequence[Any], varies: bool) -> np.ndarray:
+    values = [value.decode() if isinstance(value, bytes) else value for value in values]
+    if not varies and not isinstance(values[0], str):
+        return np.stack(values)
+    stacked = np.empty(len(values), object)
+    for i, value in enumerate(values):  # one by one: NumPy would make a matrix of arrays of one shape
+        stacked[i] = value
+    return stacked

@@ -55,6 +55,11 @@ def test_fingerprint_is_pinned_and_tells_datasets_apart():
     assert first == fingerprint({"x": np.array([1, 2], ">i2")})
     text = fingerprint({"text": np.array(["ab", "c"], object)})
     assert text != fingerprint({"text": np.array(["a", "bc"], object)})
+    ragged = np.empty(2, object)
+    ragged[0], ragged[1] = np.zeros(5000), np.zeros(3)
+    before = fingerprint({"x": ragged})
+    ragged[0][2500] = 1
+    assert fingerprint({"x": ragged}) != before
     base = fingerprint(arrays())
     assert base == fingerprint(Subset(arrays(), np.arange(6)))
     assert base != fingerprint(Subset(arrays(), np.array([0, 1, 2, 4, 3, 5])))
