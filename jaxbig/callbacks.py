@@ -4,13 +4,14 @@ import math
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 
 from jaxbig import atomic
@@ -50,6 +51,7 @@ def tensorboard(folder: str | Path | None = None) -> Callback:
         step = moment.line["step"]
         if not writers:
             writers.append(_events(_folder(moment, folder, "tensorboard"), step))
+            weakref.finalize(write, writers[0].close)
         numbers = {name: value for name, value in moment.line.items() if isinstance(value, int | float)}
         scalars = [
             Summary.Value(tag=_tag(name), simple_value=value)

@@ -99,8 +99,8 @@ class Run:
         save_base: keep what is frozen as well, once, in ``workdir/base``.
         stop_when: function of the history's lines that gives a reason to stop, or None; see `jaxbig.stopping.patience`.
         callbacks: functions of a `Moment`, called in order when a line is complete.
-        diverged: stop where the mean loss between two looks is larger than this times the larger of 1 and the run's
-            first mean loss.
+        diverged: stop where the mean loss between two looks is larger than this times the larger of 1 and the loss of
+            the run's first step.
         log_every: steps between two looks at the metrics. The device need not wait for the host in between.
         ahead: batches that are put on the device before they are needed.
         mesh: split batches over these devices; None: one device.

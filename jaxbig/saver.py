@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, step: int, tree: PyTree, manifest: Mapping[str, Any] | None = None) -> None:
-        """Take a copy of `tree`, which may be donated or changed when this returns, and write it.
+        """Take copies of `tree` and `manifest`, which may be donated or changed when this returns, and write them.
 
         Raises:
             UserError: as `jaxbig.checkpoint.save`, for this save or the one before.
         """
         self.wait()
         since = time.perf_counter()
-        copy = checkpoint.snapshot(tree, self.apart)
+        copy, manifest = checkpoint.snapshot(tree, self.apart), deepcopy(manifest)  # both may change while we write
         if self.background:
             self._thread = threading.Thread(target=self._write, args=(step, copy, manifest), name="jaxbig saver")
             self._thread.start()

@@ -24,6 +24,7 @@ from jaxbig.evaluate import Outputs, collect
 from jaxbig.gradient import gradient_fn
 from jaxbig.history import History, Line, Totals
 from jaxbig.job import Fitted, Moment, Run, Task, Validation
+from jaxbig.manifest import Goal
 from jaxbig.progress import Report, Stop, line_of, stop_on_signals
 from jaxbig.resume import APART, check, from_parts, identity, parts
 from jaxbig.saver import Saver
@@ -77,6 +78,7 @@ class _Loop:
         base, state = init_state(split, task.optimizer, key, variables)
         self.identity = identity(task, base, state) if run.workdir is not None else {}
         self.done, self.totals, lines = 0, Totals(), []
+        self.first_loss: float | None = None
         found = self._found()
         if found is not None:
             state, self.done, self.totals, lines = self._resumed(state, found)
@@ -109,7 +111,7 @@ class _Loop:
         manifest = checkpoint.read_manifest(self.folder or "", found)
         check(manifest["identity"], self.identity, f"{self.folder}: step {found}")
         state = from_parts(checkpoint.restore(self.folder or "", parts(state), found), state)
-        lines, done = manifest["history"], int(manifest["step"])
+        lines, done, self.first_loss = manifest["history"], int(manifest["step"]), manifest["first loss"]
         # A run that ended inside a period has a line there, which an uninterrupted longer run would not have.
         if lines and lines[-1]["step"] == done < self.total and done % self._period():
             lines = lines[:-1]
@@ -126,6 +128,7 @@ class _Loop:
             "position": position._asdict(),
             "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
             "totals": self.totals.sums,
+            "first loss": self.first_loss,
             "history": self.history.lines,
             "identity": self.identity,
             "config": dict(self.run.config),
@@ -242,11 +245,12 @@ class _Loop:
         if window is not None:
             if not math.isfinite(before.sums["loss"][0]):
                 raise self._not_finite()
-            first = self.history.lines[0]["loss"] if self.history.lines else total
-            if window > self.run.diverged * max(first, 1.0):
+            if self.first_loss is None:
+                self.first_loss = float(fetched[0]["loss"][0]) / max(float(fetched[0]["loss"][1]), 1.0)
+            if window > self.run.diverged * max(self.first_loss, 1.0):
                 raise UserError(
-                    f"the loss diverges: {window:.4g} around step {self.done}, {first:.4g} at first; use a lower "
-                    f"learning rate, or clip gradients{self._kept()}"
+                    f"the loss diverges: {window:.4g} around step {self.done}, {self.first_loss:.4g} at first; use a "
+                    f"lower learning rate, or clip gradients{self._kept()}"
                 )
         report.advance(len(fetched), len(fetched) * self.task.data.batch_size, total)
 
@@ -305,6 +309,8 @@ def _placement(run: Run) -> placement.Placement:
         given = getattr(run, name)
         if given is not None and given < value:
             raise UserError(f"fit: {name}={given}; use at least {value}")
+    if run.keep_best is not None:
+        Goal.parse(run.keep_best)
     if run.pmap:
         return placement.replicas()
     return placement.single() if run.mesh is None else placement.over_mesh(run.mesh)

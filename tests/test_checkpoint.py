@@ -15,7 +15,8 @@ import pytest
 from jaxbig import checkpoint, manifest
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
-from jaxbig.errors import UserError
+from jaxbig.errors import UsageError, UserError
+from jaxbig.saver import Saver
 from jaxbig.storage import to_stored
 from jaxbig.tune.lora import lora
 from jaxbig.usage import usage
@@ -230,3 +231,51 @@ def test_the_manifest_is_readable_json(tmp_path):
     assert body["user"] == {"seed": 1}
     assert body["versions"]["jax"] == jax.__version__
     assert body["leaves"][0]["path"] == "w"
+
+
+def test_what_changes_after_a_save_in_the_background_is_not_saved(tmp_path):
+    array, history = np.zeros(3), [{"epoch": 1}]
+    with Saver(tmp_path) as saver:
+        saver.save(1, {"w": array}, {"history": history})
+        array += 1
+        history.append({"epoch": 2})
+    assert checkpoint.restore(tmp_path)["w"].tolist() == [0, 0, 0]
+    assert checkpoint.read_manifest(tmp_path)["history"] == [{"epoch": 1}]
+
+
+def test_an_error_of_a_save_in_the_background_is_raised_by_the_next_call(tmp_path):
+    (tmp_path / "file").write_text("")
+    saver = Saver(tmp_path / "file")
+    saver.save(1, {"w": jnp.ones(2)})
+    with pytest.raises(UserError, match="cannot be written"):
+        saver.wait()
+    saver.wait()
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: None, 4: 0.9, 5: 0.7, 6: 0.6}
+    for step, score in scores.items():
+        entries = {} if score is None else {"scores": {"val_accuracy": score}}
+        checkpoint.save(tmp_path, step, {"w": jnp.ones(1)}, entries, keep_last=2, keep_best="max:val_accuracy")
+    assert checkpoint.steps(tmp_path) == [2, 5, 6]
+    assert checkpoint.best(tmp_path, "max:val_accuracy") == 2
+    assert checkpoint.best(tmp_path, "min:val_accuracy") == 6
+    with pytest.raises(UserError, match=r"no checkpoint knows loss; there are steps \[2, 5, 6\]"):
+        checkpoint.best(tmp_path, "min:loss")
+    with pytest.raises(UsageError, match="write min:METRIC or max:METRIC"):
+        checkpoint.save(tmp_path, 7, {"w": jnp.ones(1)}, keep_last=1, keep_best="val_accuracy")
+
+
+def test_parts_are_read_alone_and_damage_elsewhere_does_not_matter(tmp_path):
+    tree = {"train": {"a": jnp.arange(4.0)}, "optimizer": (jnp.ones(4), jnp.zeros(2)), "step": jnp.int32(3)}
+    place = checkpoint.save(tmp_path, 3, tree, apart=("train", "optimizer"))
+    assert {entry.name for entry in place.iterdir()} == {"train", "optimizer", "arrays", "manifest.json"}
+    flip(largest(place / "optimizer"))
+    same_bits(checkpoint.restore(tmp_path, jax.eval_shape(lambda: tree["train"]), only="train"), tree["train"])
+    assert checkpoint.restore(tmp_path, only="step") == {"step": 3}
+    with pytest.raises(UserError, match="optimizer"):
+        checkpoint.restore(tmp_path)
+    with pytest.raises(UserError, match="has no 'base'; there are optimizer, step, train"):
+        checkpoint.restore(tmp_path, only="base")
+    with pytest.raises(UserError, match=r"train/a is float32\[4\], the tree to restore wants float32\[5\]"):
+        checkpoint.restore(tmp_path, {"a": jnp.ones(5)}, only="train")

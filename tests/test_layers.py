@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "job": CORE + " data objective evaluate history step stopping",
     "resume": "errors data fingerprint job step",
     "train": CORE
-    + " data objective checkpoint saver placement history progress evaluate gradient step diagnose job resume",
+    + " data objective manifest checkpoint saver placement history progress evaluate gradient step diagnose job resume",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",
