@@ -1,11 +1,10 @@
 """``jaxbig data show``: what a file or a folder of data holds, as tables on the terminal and as a picture."""
 
-import argparse
 import difflib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +18,7 @@ from jaxbig.data.recognise import Part, Recognised, recognise
 from jaxbig.errors import UsageError
 from jaxbig.gallery import gallery
 from jaxbig.summary import ArraySummary, class_names, summarise
+from jaxbig.words import Words
 
 _MOST_NAMES = 20
 _MOST_PARTS = 5
@@ -52,17 +52,11 @@ def parse(words: Sequence[str]) -> Options:
             ...
         jaxbig.errors.UsageError: unknown option --ot; did you mean --out?
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Words("jaxbig data show PATH [--out FILE.png]")
     parser.add_argument("path", type=Path, nargs="?")
     for name, kind in (("n", int), ("out", Path), ("part", str), ("rows", int), ("seed", int), ("size", int)):
         parser.add_argument(f"--{name}", type=kind, default=Options._field_defaults[name])
-    found, unknown = parser.parse_known_args(list(words))
-    if unknown:
-        option = unknown[0].split("=")[0]
-        if not option.startswith("-"):
-            raise UsageError(f"unexpected argument {option!r}; give one file or folder")
-        near = difflib.get_close_matches(option, [f"--{name}" for name in Options._fields[1:]], n=1)
-        raise UsageError(f"unknown option {option}; " + (f"did you mean {near[0]}?" if near else "`--help` lists them"))
+    found = parser.read(words)
     options = Options(**vars(found))
     if options.path is None:
         raise UsageError("no file or folder; try `jaxbig data show PATH [--out FILE.png]`")
@@ -122,11 +116,6 @@ def show(options: Options, console: Console | None = None) -> Recognised:
         drawn = _draw(found.parts[chosen], options, options.out)
         console.print(f"\n{options.out}: {_many(drawn, 'example')} of {chosen}", soft_wrap=True)
     return found
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}; see `jaxbig data show --help`")
 
 
 def _chosen(found: Recognised, part: str | None) -> str:

@@ -179,15 +179,15 @@ class _Loop:
                 self._save({})
                 self._leave_if(stop, report)
         self._look(report)
+        stepping = time.perf_counter() - since
         values, outputs = self._validate()
         values = self.totals.means() | values
-        seconds = time.perf_counter() - since
         saving = (self.saver.blocked if self.saver else 0.0) - blocked
         times = {
-            "seconds": round(seconds, 3),
-            "examples_per_second": round((self.done - first) * self.task.data.batch_size / seconds, 1),
-            "data_wait": round(batches.waited / seconds, 5),
-            "save_wait": round(saving / seconds, 5),
+            "seconds": round(time.perf_counter() - since, 3),
+            "examples_per_second": round((self.done - first) * self.task.data.batch_size / stepping, 1),
+            "data_wait": round(batches.waited / stepping, 5),
+            "save_wait": round(saving / stepping, 5),
         }
         epoch = self.done / self.per_epoch
         line = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 4), "step": self.done}

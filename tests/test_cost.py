@@ -1,18 +1,15 @@
 """What lifting adds to a compiled program: nothing. LoRA and QLoRA on an unedited linen model against plain jax."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from benchmarks.by_hand import Linen, example, linen_loss, parameters
 from benchmarks.cost import METHODS, factors, measured, programs
+from benchmarks.step_overhead import programs as step_programs
 from jaxbig.lift import lift
 from jaxbig.models import CNN, ViT
-from jaxbig.objective import classify
-from jaxbig.optim import Optimizer
-from jaxbig.step import init_state, make_step
 from jaxbig.tune.full import full
 from jaxbig.usage import usage
 
@@ -67,26 +64,5 @@ STEPS = {
 @pytest.mark.parametrize("model", STEPS.values(), ids=STEPS)
 def test_the_trainer_s_step_is_the_step_one_would_write(model):
     """All of `step_fn`: objective, metrics, technique, optimiser from options, update and reset."""
-    batch = {"image": jnp.zeros((16, 28, 28, 1)), "label": jnp.zeros(16, jnp.int32)}
-    params = jax.jit(model.init)(jax.random.key(0), batch["image"][:1])["params"]
-    base, state = init_state(full().init(jax.random.key(0), params, {}), optax.adamw(1e-3), jax.random.key(0))
-    optimiser = Optimizer("adamw", 1e-3, weight_decay=1e-4).build()
-    ours = make_step(classify(model), full(), optimiser)
-
-    def theirs(step, params, state, key, batch):
-        def loss(params):
-            rngs = {"dropout": jax.random.fold_in(key, step)}
-            logits = model.apply({"params": params}, batch["image"], train=True, rngs=rngs)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            return losses.mean(), (losses.sum(), (logits.argmax(-1) == batch["label"]).sum())
-
-        grads, metrics = jax.grad(loss, has_aux=True)(params)
-        updates, state = plain.update(grads, state, params)
-        return step + 1, optax.apply_updates(params, updates), state, metrics
-
-    plain = optax.adamw(1e-3, weight_decay=1e-4)
-    state = state._replace(opt_state=optimiser.init(state.split.train))
-    _, figures = measured(ours, base, state, batch)
-    given = (jnp.int32(0), params, plain.init(params), jax.random.key(0), batch)
-    _, figures_ = measured(jax.jit(theirs, donate_argnums=(0, 1, 2)), *given)
-    within_one_percent(figures, figures_)
+    (ours, given), (theirs, given_) = step_programs(model, size=16)
+    within_one_percent(measured(ours, *given)[1], measured(theirs, *given_)[1])

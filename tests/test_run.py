@@ -102,7 +102,7 @@ def test_early_stopping_is_the_same_after_a_resumption(tmp_path):
 def test_patience_counts_from_the_best():
     stop = patience("max:a", 2, least=0.1)
     assert stop([{"a": 0.5}, {"a": 0.55}]) is None
-    assert "better than 0.5" in stop([{"a": 0.5}, {"a": 0.55}, {"a": 0.59}])
+    assert "better than 0.5" in str(stop([{"a": 0.5}, {"a": 0.55}, {"a": 0.59}]))
     assert stop([{"a": 0.5}, {"a": 0.55}, {"a": 0.65}]) is None
     with pytest.raises(UserError, match="lines=0"):
         patience("max:a", 0)
