@@ -13,8 +13,8 @@ from jaxbig.errors import UserError
 from jaxbig.metrics import summary
 
 Line = dict[str, Any]
-# What in a line tells of the machine and not of the model: seconds in all; and of the training steps, without validation,
-# examples a second and the shares of the time that was spent waiting for data and for checkpoints.
+# What in a line tells of the machine and not of the model: seconds in all; and of the training steps alone examples a
+# second, and the shares of the time that went into waiting for data and for checkpoints.
 TIMES = ("seconds", "examples_per_second", "data_wait", "save_wait")
 
 
