@@ -3,8 +3,9 @@
     python benchmarks/cnn_step.py [--batches 32 128 512] [--rounds 20]
 
 The ways are run in turns, so that what else the machine does falls on all alike: trust the ratios of the medians. CPU
-time is that of all threads together. With glibc, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in
-the environment keeps the program's buffers between steps, which otherwise are page faults in every one.
+time is that of all threads together. With glibc, MALLOC_MMAP_THRESHOLD_=4294967296 and
+MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keep the program's buffers between steps, which otherwise are page
+faults in every one.
 """
 
 import argparse
