@@ -1,4 +1,4 @@
-"""The techniques by name: what the laws run over, the command line offers and a manifest rebuilds from.
+"""The techniques by name: what the laws run over and a manifest rebuilds from.
 
 A new technique is one file, one test, and one line here.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
-from jaxbig.transform import Transform, chain, inject_hyperparams, partition
+from jaxbig.transform import FACTORIES, Transform, chain, inject_hyperparams, partition
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.lora import lora
@@ -47,8 +47,6 @@ REGISTRY: dict[str, Entry] = {
     "2:4": Entry(prune, ({"pattern": "2:4"},), False, 1.0, False),
 }
 
-_FACTORIES = {entry.factory.__name__: entry.factory for entry in REGISTRY.values()}
-
 
 def build(config: Mapping[str, Any]) -> Transform:
     """A transform from its `config`, as a checkpoint's manifest records it.
@@ -60,7 +58,7 @@ def build(config: Mapping[str, Any]) -> Transform:
         the transform, equal in all it does.
 
     Raises:
-        UsageError: an unknown technique or argument.
+        UsageError: a technique that no imported module has defined with `@technique`, or an unknown argument.
 
     Example:
         >>> build(chain(quantize("nf4"), lora(rank=2)).config).config["links"][1]["rank"]
@@ -71,13 +69,23 @@ def build(config: Mapping[str, Any]) -> Transform:
     if name == "chain":
         return chain(*[build(link) for link in rest["links"]])
     if name == "partition":
-        return partition({where: build(link) for where, link in rest["parts"].items()})
-    if name == "inject_hyperparams":
-        inner = dict(rest["of"])
-        return inject_hyperparams(_FACTORIES[inner.pop("technique")])(**inner)
-    if name not in _FACTORIES:
-        raise UsageError(f"no technique is called {name!r}; there are {', '.join(_FACTORIES)}, chain and partition")
+        return partition({_hashable(where): build(link) for where, link in rest["parts"]})
+    injected = name == "inject_hyperparams"
+    if injected:
+        rest = dict(rest["of"])
+        name = rest.pop("technique", None)
+    if name not in FACTORIES:
+        raise UsageError(
+            f"no technique is called {name!r}; import the module that defines it before building, or use one of "
+            f"{', '.join(sorted(FACTORIES))}, chain and partition"
+        )
+    factory = inject_hyperparams(FACTORIES[name]) if injected else FACTORIES[name]
     try:
-        return _FACTORIES[name](**rest)
+        return factory(**rest)
     except TypeError as error:
         raise UsageError(f"{name}: {error}; the manifest was written by another version of jaxbig") from None
+
+
+def _hashable(where: Any) -> Any:
+    """A pattern, or several, as the key of a partition."""
+    return where if isinstance(where, str) else tuple(where)

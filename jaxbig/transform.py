@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.errors import UsageError
 from jaxbig.tree import PyTree, first_match, match, paths, replace
@@ -76,23 +77,55 @@ class Transform(NamedTuple):
     reset: Callable[[Split, Any], PyTree] = _nothing
 
 
+FACTORIES: dict[str, Callable[..., Transform]] = {}
+
+
 def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
     """Decorates a factory of transforms: the transform remembers the factory's name and all its arguments.
+
+    The factory is entered in `FACTORIES`, where `jaxbig.registry.build` finds it: a manifest that names a technique of
+    yours can be rebuilt once its module is imported.
+
+    Args:
+        factory: a function with named parameters that returns a `Transform`.
+
+    Returns:
+        the same factory; its transforms have a `config`, JSON-able where the arguments are (tuples become lists, numbers
+        of NumPy Python's).
+
+    Raises:
+        UsageError: the factory takes ``*args`` or ``**kwargs``, or another module has a technique of that name.
 
     Example:
         >>> from jaxbig.tune.bitfit import bitfit
         >>> dict(bitfit().config)
         {'technique': 'bitfit', 'where': None}
     """
-    signature = inspect.signature(factory)
+    signature, name = inspect.signature(factory), factory.__name__
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+        raise UsageError(f"technique {name}: takes *args or **kwargs, which no manifest can name; name its parameters")
+    homes = {factory.__module__, FACTORIES[name].__module__} if name in FACTORIES else set()
+    if len(homes - {"__main__"}) > 1:  # a module run as a script may be imported as well
+        raise UsageError(f"technique {name}: {' and '.join(sorted(homes))} both have one of that name; rename yours")
 
     @functools.wraps(factory)
     def build(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return factory(*args, **kwargs)._replace(config={"technique": factory.__name__, **bound.arguments})
+        return factory(*args, **kwargs)._replace(config={"technique": name, **_plain(bound.arguments)})
 
+    FACTORIES[name] = build
     return build
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    single = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return value.item() if single and not isinstance(value, jax.core.Tracer) else value
 
 
 def key_for(key: jax.Array, path: str) -> jax.Array:
@@ -266,7 +299,7 @@ def partition(parts: Mapping[str, Transform]) -> Transform:
     def reset(split, step):
         return {name: links[name].reset(mine, step) for name, mine in mine_of(split).items()}
 
-    config = {"technique": "partition", "parts": {where: link.config for where, link in parts.items()}}
+    config = {"technique": "partition", "parts": [[_plain(where), link.config] for where, link in parts.items()]}
     return Transform("partition", init, apply, update, wrap, config, reset)
 
 
@@ -280,12 +313,17 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
     """Moves a factory's numbers into `state`: changing one recompiles nothing, and a sweep is a `vmap`.
 
     Args:
-        factory: a factory of transforms.
+        factory: a factory of transforms, such as `lora`. Of a chain or a partition, inject into each link:
+            ``chain(quantize("nf4"), inject_hyperparams(lora)(rank=4))`` has the numbers of LoRA in
+            ``split.state["lora"]["hyperparams"]``.
 
     Returns:
         a factory with the same arguments. Those that are floats (or floating arrays) become entries of
         ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are. A number
         that only `init` reads (prune's sparsity) is recorded there too, but changing it later changes nothing.
+
+    Raises:
+        UsageError: an argument is itself a transform.
 
     Example:
         >>> from jaxbig.tune.lora import lora
@@ -299,6 +337,11 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
     def injected(*args, **kwargs):
         bound = inspect.signature(factory).bind(*args, **kwargs)
         bound.apply_defaults()
+        if any(_has_transform(value) for value in bound.arguments.values()):
+            raise UsageError(
+                f"inject_hyperparams: {factory.__name__} takes transforms, not numbers; inject into each link, as in "
+                "chain(quantize('nf4'), inject_hyperparams(lora)(rank=4))"
+            )
         floats = {k for k, p in inspect.signature(factory).parameters.items() if "float" in str(p.annotation)}
         given = {k: float(v) if k in floats and type(v) is int else v for k, v in bound.arguments.items()}
         numbers = {k: v for k, v in given.items() if _is_number(v)}
@@ -334,6 +377,12 @@ def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Trans
         return Transform(outside.name, init, apply, update, wrap, config, reset)
 
     return injected
+
+
+def _has_transform(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_transform, value.values()))
+    return isinstance(value, Transform) or (isinstance(value, tuple | list) and any(map(_has_transform, value)))
 
 
 def _is_number(value: Any) -> bool:

@@ -183,13 +183,16 @@ def nbytes(tree: PyTree) -> int:
     import numpy as np
 
     def of(leaf) -> int:
+        if not hasattr(leaf, "dtype"):
+            leaf = jax.eval_shape(jax.numpy.asarray, leaf)
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
-        bits = (
-            jax.numpy.iinfo(leaf.dtype).bits
-            if jax.numpy.issubdtype(leaf.dtype, np.integer)
-            else leaf.dtype.itemsize * 8
-        )
+        if jax.numpy.issubdtype(leaf.dtype, np.integer):
+            bits = jax.numpy.iinfo(leaf.dtype).bits
+        elif jax.numpy.issubdtype(leaf.dtype, np.floating):
+            bits = jax.numpy.finfo(leaf.dtype).bits
+        else:
+            bits = leaf.dtype.itemsize * 8
         return -(-int(np.prod(leaf.shape)) * bits // 8)
 
     return sum(of(leaf) for leaf in jax.tree.leaves(tree))

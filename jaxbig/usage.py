@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traceback_util import api_boundary
 
 from jaxbig.lift import run
 from jaxbig.lift.interpreter import Interpreter, View
@@ -42,6 +43,7 @@ class Use(NamedTuple):
 Uses = dict[str, tuple[Use, ...]]
 
 
+@api_boundary
 def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
     """How ``fn(params, *args, **kwargs)`` uses each floating leaf of `params`; traced abstractly, nothing is computed.
 
@@ -116,7 +118,9 @@ def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
         out = tuple(a - n for a in range(n) if details.w[a] == "o")
         return Use(kind, tuple(a for a in range(-n, 0) if a not in out), out, shape, dtype, groups=details.groups)
     if kind == "lookup":
-        return Use(kind, (details - n,), tuple(a for a in range(-n, 0) if a != details - n), shape, dtype)
+        axis, stack = details
+        out = tuple(a for a in range(-n, 0) if a != axis - n and a + n not in stack)
+        return Use(kind, (axis - n,), out, shape, dtype)
     return Use(kind, (), (), shape, dtype, detail=eqn.primitive.name if eqn is not None else "result")
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxbig.compress.merge import average
+from jaxbig.calibrate import calibrate
+from jaxbig.compress.merge import average, merge
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
@@ -180,6 +181,22 @@ def test_a_models_own_error_shows_the_users_lines_and_none_of_ours(kind, way):
         called(fn, way, broken_tree(), jnp.ones((2, 6)))
     except Exception as error:  # noqa: BLE001  (whatever the library raises is what the user sees)
         seen = "".join(traceback.format_exception(error))
+    check_frames(seen, kind)
+
+
+@pytest.mark.parametrize("kind", ["flax", "jnp"])
+@pytest.mark.parametrize("reader", [usage, lambda fn, params, x: calibrate(fn, params, [(x,)])])
+def test_what_reads_a_model_shows_the_users_lines_and_none_of_ours(reader, kind):
+    model = Outer()
+    fn = (lambda params, x: model.apply({"params": params}, x)) if kind == "flax" else broken_product
+    try:
+        reader(fn, merge(broken_tree()), jnp.ones((2, 6)))
+    except Exception as error:  # noqa: BLE001  (whatever the library raises is what the user sees)
+        seen = "".join(traceback.format_exception(error))
+    check_frames(seen, kind)
+
+
+def check_frames(seen, kind):
     assert "jaxbig/" not in seen, seen
     assert "test_errors.py" in seen
     if kind == "flax":
