@@ -24,14 +24,15 @@ class Entry:
         factory: makes the transform.
         arguments: those the laws try it with, beside its defaults.
         identity: whether the model is unchanged at init, bit for bit; else `error` bounds the change.
-        error: largest change of a weight at init, relative to the largest weight of its kernel.
+        error: largest change of a weight at init, relative to the largest weight of its kernel; None for a technique
+            that removes weights: kept ones do not change, and no removed one is larger than a kept one it was ranked with.
         trains: whether it has trained leaves.
     """
 
     factory: Any
     arguments: tuple[Mapping[str, Any], ...] = field(default=({},))
     identity: bool = True
-    error: float = 0.0
+    error: float | None = 0.0
     trains: bool = True
 
 
@@ -43,8 +44,8 @@ REGISTRY: dict[str, Entry] = {
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),
-    "prune": Entry(prune, ({"sparsity": 0.5}, {"sparsity": 0.5, "scope": "layer"}), False, 1.0, False),
-    "2:4": Entry(prune, ({"pattern": "2:4"},), False, 1.0, False),
+    "prune": Entry(prune, ({"sparsity": 0.5}, {"sparsity": 0.5, "scope": "layer"}), False, None, False),
+    "2:4": Entry(prune, ({"pattern": "2:4"},), False, None, False),
 }
 
 

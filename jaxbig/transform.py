@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbig.errors import UsageError
 from jaxbig.tree import PyTree, first_match, match, paths, replace
@@ -90,8 +91,8 @@ def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
         factory: a function with named parameters that returns a `Transform`.
 
     Returns:
-        the same factory; its transforms have a `config`, JSON-able where the arguments are (tuples become lists, numbers
-        of NumPy Python's).
+        the same factory; its transforms have a `config`, which is JSON-able where the arguments are: tuples become
+        lists in it, and NumPy's numbers Python's.
 
     Raises:
         UsageError: the factory takes ``*args`` or ``**kwargs``, or another module has a technique of that name.
@@ -125,7 +126,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     single = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
-    return value.item() if single and not isinstance(value, jax.core.Tracer) else value
+    return value.item() if single and not isinstance(value, Tracer) else value
 
 
 def key_for(key: jax.Array, path: str) -> jax.Array:

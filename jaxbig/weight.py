@@ -111,6 +111,11 @@ class Weight:
         inner = f"({self.base.kind()})" if is_weight(self.base) else ""
         return type(self).__name__ + inner
 
+    def loses(self) -> str:
+        """What of this weight its plain array cannot have, such as dropout of its inputs; "" if nothing."""
+        base: Any = getattr(self, "base", None)
+        return base.loses() if is_weight(base) else ""
+
     # -- what follows from axes() ------------------------------------------------------------------------------------
 
     @property

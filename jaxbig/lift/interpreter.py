@@ -168,9 +168,10 @@ class Interpreter:
         if not watched(value.weight):
             name = eqn.primitive.name if eqn is not None else "the function's own result"
             place = self.place() if eqn is not None else "its return statement"
+            lost = value.weight.loses()
             message = (
-                f"{value.path}: {value.weight.kind()} is expanded to a plain array for `{name}`"
-                f"{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a product"
+                f"{value.path}: {value.weight.kind()} is expanded to a plain array{lost and f', without {lost},'} for "
+                f"`{name}`{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a product"
             )
             if self.strict:
                 raise MaterialiseError(message)

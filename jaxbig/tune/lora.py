@@ -45,7 +45,11 @@ class LowRank(Weight):
         return mapping if self.key is None else {**mapping, "key": stack, "rate": ()}
 
     def kind(self):
-        return super().kind() if self.a is None else f"{super().kind()} r={self.a.shape[-1]}"
+        rank = "" if self.a is None else f" r={self.a.shape[-1]}"
+        return f"{super().kind()}{rank}"
+
+    def loses(self):
+        return super().loses() if self.key is None else "its dropout"
 
     def materialise(self):
         if self.only != "all":
@@ -130,7 +134,11 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         {'w': {'a': (4, 2), 'b': (2, 3)}}
 
     Reference: Hu et al. 2021, arXiv:2106.09685. Deviations: A's init is PEFT's (the paper says Gaussian); kernels with
-    several input or output axes and convolutions are factored between all inputs and all outputs.
+    several input or output axes and convolutions are factored between all inputs and all outputs; dropout draws one mask
+    for each leaf, layer and call of `apply`, so that all uses of a shared weight in a step (a cell's time steps, both
+    ends of a tied table) drop the same units, where PEFT draws anew; look-ups drop nothing. Where a weight has to be
+    expanded to a plain array (grouped convolutions) there is no input to drop: the update is whole, and the warning of
+    the expansion says so.
     """
     if uses not in ("all", "lookup"):
         raise UsageError(f"lora: uses={uses!r}; it is 'all' or 'lookup'")
