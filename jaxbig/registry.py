@@ -10,7 +10,8 @@ from typing import Any
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
-from jaxbig.transform import FACTORIES, Transform, chain, inject_hyperparams, partition
+from jaxbig.inject import inject_hyperparams
+from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.lora import lora
@@ -25,7 +26,7 @@ class Entry:
         arguments: those the laws try it with, beside its defaults.
         identity: whether the model is unchanged at init, bit for bit; else `error` bounds the change.
         error: largest change of a weight at init, relative to the largest weight of its kernel; None for a technique
-            that removes weights: kept ones do not change, and no removed one is larger than a kept one it was ranked with.
+            that removes weights: kept ones do not change, and no removed one is larger than a kept one of its ranking.
         trains: whether it has trained leaves.
     """
 

@@ -113,10 +113,28 @@ def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
     def build(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return factory(*args, **kwargs)._replace(config={"technique": name, **_plain(bound.arguments)})
+        made = factory(*args, **kwargs)
+
+        def init(key, params, uses):
+            _check_uses(name, params, uses)
+            return made.init(key, params, uses)
+
+        return made._replace(init=init, config={"technique": name, **_plain(bound.arguments)})
 
     FACTORIES[name] = build
     return build
+
+
+def _check_uses(name: str, params: PyTree, uses: Any) -> None:
+    if not isinstance(uses, Mapping):
+        raise UsageError(
+            f"{name}: uses is a {type(uses).__name__}; pass what jaxbig.usage(fn, params, *example) gives, or {{}}"
+        )
+    places = set(_places(params)) if uses else set()
+    if places and not places & set(uses):
+        raise UsageError(
+            f"{name}: uses is that of another tree: it tells of {next(iter(uses))!r}, which these parameters have not"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -137,6 +155,8 @@ def key_for(key: jax.Array, path: str) -> jax.Array:
         >>> bool(key_for(key, "a/kernel") == key_for(key, "b/kernel"))
         False
     """
+    if key is None:
+        raise UsageError(f"{path}: its values are drawn at random; give a key, such as jax.random.key(0)")
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
@@ -310,93 +330,16 @@ def _places(params: PyTree) -> list[str]:
     return list(paths(filled))
 
 
-def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Transform]:
-    """Moves a factory's numbers into `state`: changing one recompiles nothing, and a sweep is a `vmap`.
-
-    Args:
-        factory: a factory of transforms, such as `lora`. Of a chain or a partition, inject into each link:
-            ``chain(quantize("nf4"), inject_hyperparams(lora)(rank=4))`` has the numbers of LoRA in
-            ``split.state["lora"]["hyperparams"]``.
-
-    Returns:
-        a factory with the same arguments. Those that are floats (or floating arrays) become entries of
-        ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are. A number
-        that only `init` reads (prune's sparsity) is recorded there too, but changing it later changes nothing.
-
-    Raises:
-        UsageError: an argument is itself a transform.
-
-    Example:
-        >>> from jaxbig.tune.lora import lora
-        >>> transform = inject_hyperparams(lora)(rank=4, alpha=8.0)
-        >>> split = jax.eval_shape(lambda: transform.init(jax.random.key(0), {}, {}))
-        >>> sorted(split.state["hyperparams"])
-        ['alpha', 'dropout']
-    """
-
-    @functools.wraps(factory)
-    def injected(*args, **kwargs):
-        bound = inspect.signature(factory).bind(*args, **kwargs)
-        bound.apply_defaults()
-        if any(_has_transform(value) for value in bound.arguments.values()):
-            raise UsageError(
-                f"inject_hyperparams: {factory.__name__} takes transforms, not numbers; inject into each link, as in "
-                "chain(quantize('nf4'), inject_hyperparams(lora)(rank=4))"
-            )
-        floats = {k for k, p in inspect.signature(factory).parameters.items() if "float" in str(p.annotation)}
-        given = {k: float(v) if k in floats and type(v) is int else v for k, v in bound.arguments.items()}
-        numbers = {k: v for k, v in given.items() if _is_number(v)}
-        fixed = {k: v for k, v in bound.arguments.items() if k not in numbers}
-        outside = factory(**fixed, **numbers)
-
-        def inside(split: Split) -> tuple[Transform, Split]:
-            return factory(**fixed, **split.state["hyperparams"]), split._replace(state=split.state["inner"])
-
-        def init(key, params, uses):
-            split = outside.init(key, params, uses)
-            values = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in numbers.items()}
-            return split._replace(state={"hyperparams": values, "inner": split.state})
-
-        def apply(split, key=None):
-            transform, inner = inside(split)
-            return transform.apply(inner, key)
-
-        def update(split, grads, step):
-            transform, inner = inside(split)
-            inner = transform.update(inner, grads, step)
-            return inner._replace(state={**split.state, "inner": inner.state})
-
-        def wrap(split, fn):
-            transform, inner = inside(split)
-            return transform.wrap(inner, fn)
-
-        def reset(split, step):
-            transform, inner = inside(split)
-            return transform.reset(inner, step)
-
-        config = {"technique": "inject_hyperparams", "of": outside.config}
-        return Transform(outside.name, init, apply, update, wrap, config, reset)
-
-    return injected
-
-
-def _has_transform(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_transform, value.values()))
-    return isinstance(value, Transform) or (isinstance(value, tuple | list) and any(map(_has_transform, value)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating))
-
-
-def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) -> dict[str, Any]:
+def selected(
+    where: Any, params: PyTree, default: Callable[[str, Any], bool], uses: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The leaves a technique works on: those of `where`, or, if that is None, those that `default` accepts.
 
     Args:
         where: a pattern, several, or None.
         params: the tree the technique was given.
         default: ``(path, leaf) -> bool``.
+        uses: what `default` reads, if it does: the error then says why it found nothing.
 
     Returns:
         path -> leaf.
@@ -412,7 +355,22 @@ def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) ->
     if places and not chosen:
         gone = f" ({places - len(leaves)} of {places} belong to other links)" if places > len(leaves) else ""
         raise UsageError(
-            f"no parameter{gone} is of the kind this technique takes by default; name some with where=..., or let the "
-            f"other links take less"
+            f"no parameter{gone} is of the kind this technique takes by default{_why(leaves, uses)}; name some with "
+            f"where=...{gone and ', or let the other links take less'}"
         )
     return chosen
+
+
+def _why(leaves: Mapping[str, Any], uses: Mapping[str, Any] | None) -> str:
+    """What there is to say of a tree in which no leaf is of the right kind."""
+    if uses is None:
+        return ""
+    if not any(uses.values()):
+        return ": uses is empty, and tells of none; pass what jaxbig.usage(fn, params, *example) gives"
+    multiplied = {path: its for path in leaves for its in [uses.get(path, ())] if any(u.kind == "product" for u in its)}
+    heads = [path for path, its in multiplied.items() if any(use.head for use in its)]
+    return (
+        f": {', '.join(heads)} is the model's head, and nothing else is multiplied"
+        if heads and len(heads) == len(multiplied)
+        else ""
+    )

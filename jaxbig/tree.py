@@ -85,7 +85,10 @@ def match(where: Where, names: Iterable[str]) -> list[str]:
     selected: set[str] = set()
     if not where:
         raise UsageError(f"where={where!r} names nothing; give a pattern, or None for the default")
-    for pattern in [where] if isinstance(where, str) else where:
+    patterns = [where] if isinstance(where, str) else where
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"where={where!r} is neither a pattern (a str) nor a list of them")
+    for pattern in patterns:
         try:
             hits = {name for name in names if re.fullmatch(pattern, name)}
         except re.error as error:

@@ -196,6 +196,12 @@ def is_weight(leaf: Any) -> bool:
     return isinstance(leaf, Weight)
 
 
+def wide(dtype) -> Any:
+    """The dtype to compute in: float32 at least. Floats of one byte and less promote to nothing by themselves."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize == 1 else jnp.promote_types(dtype, jnp.float32)
+
+
 def materialise(leaf: Any) -> Array:
     """The array that a leaf stands for; an array is itself."""
     return leaf.materialise() if is_weight(leaf) else leaf
@@ -306,6 +312,9 @@ class Concat(Weight):
 
     def cast(self, dtype):
         return self.replace(leaves=tuple(cast(leaf, dtype) for leaf in self.leaves))
+
+    def loses(self):
+        return " and ".join(dict.fromkeys(filter(None, [leaf.loses() for leaf in self.leaves if is_weight(leaf)])))
 
     def materialise(self):
         return jnp.concatenate([materialise(leaf) for leaf in self.leaves], axis=self.axis)

@@ -53,12 +53,14 @@ def program(name):
         return jax.value_and_grad(loss)(train)
 
     rest = split._replace(train=None)
-    alone = jax.jit(step).lower(split.train, rest, ids).compile()
+    # what is gathered is decided before LLVM, whose optimisation is most of the time
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    alone = jax.jit(step).lower(split.train, rest, ids).compile(quick)
     train = map_paths(placed, split.train) if "full" in name else jax.device_put(split.train, NamedSharding(mesh, P()))
     rest_sharded = rest._replace(params=map_paths(placed, rest.params))
     spread = jax.jit(step).lower(
         train, rest_sharded, jax.device_put(ids, NamedSharding(mesh, P("data")))
-    ).compile()  # fmt: skip
+    ).compile(quick)  # fmt: skip
     (loss, grads), (loss_, grads_) = (
         alone(split.train, rest, ids),
         spread(train, rest_sharded, jax.device_put(ids, NamedSharding(mesh, P("data")))),

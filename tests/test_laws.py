@@ -24,9 +24,9 @@ from law_trial import (
 
 from jaxbig import checkpoint
 from jaxbig.compress.merge import merge
+from jaxbig.inject import inject_hyperparams
 from jaxbig.lift import lift
 from jaxbig.registry import REGISTRY
-from jaxbig.transform import inject_hyperparams
 from jaxbig.tree import map_paths, paths
 from jaxbig.weight import is_weight
 

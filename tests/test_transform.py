@@ -1,5 +1,6 @@
 """Chains, partitions, injected numbers: what is threaded where, and what a config rebuilds."""
 
+import functools
 import json
 from typing import Any
 
@@ -14,12 +15,13 @@ from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
+from jaxbig.inject import inject_hyperparams
 from jaxbig.lift import lift
 from jaxbig.objective import Aux
 from jaxbig.optim import Optimizer
 from jaxbig.registry import build
 from jaxbig.step import init_state, make_step, reset_slots
-from jaxbig.transform import Split, Transform, chain, inject_hyperparams, key_for, partition, technique
+from jaxbig.transform import Split, Transform, chain, key_for, partition, technique
 from jaxbig.tree import paths
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import freeze, full
@@ -332,14 +334,17 @@ def test_slots_start_again_where_a_technique_says_so(transform, name, optimizer)
     }
     mine = {where: slots for where, slots in moments.items() if where.endswith(path)}
     assert len(mine) == 2  # both of Adam's
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=3e-7
+    )  # two programs: a last bit may be rounded otherwise
     for was, now, kept in mine.values():
         assert (was != 0).all()
         assert (now[:, 0] == 0).all()
-        np.testing.assert_array_equal(now[:, 1:], kept[:, 1:])
+        close(now[:, 1:], kept[:, 1:])
     for where, (_, now, kept) in moments.items():
         if where not in mine:
-            np.testing.assert_array_equal(now, kept)
-    np.testing.assert_array_equal(paths(state.split.train)[path], paths(untouched.split.train)[path])
+            close(now, kept)
+    close(paths(state.split.train)[path], paths(untouched.split.train)[path])
 
 
 def test_a_reset_that_names_nothing_says_so():

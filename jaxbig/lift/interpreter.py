@@ -171,7 +171,8 @@ class Interpreter:
             lost = value.weight.loses()
             message = (
                 f"{value.path}: {value.weight.kind()} is expanded to a plain array{lost and f', without {lost},'} for "
-                f"`{name}`{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a product"
+                f"`{name}`{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a "
+                "product"
             )
             if self.strict:
                 raise MaterialiseError(message)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from jaxbig.compress.merge import average, merge
 from jaxbig.compress.prune import prune
@@ -32,6 +33,15 @@ def test_a_nest_becomes_its_arithmetic():
     np.testing.assert_allclose(merged["w"], base + 3.0 * np.asarray(low.a) @ np.asarray(low.b), rtol=1e-5, atol=1e-6)
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     np.testing.assert_array_equal(merged["b"], params["b"])
+
+
+def test_averaging_goes_by_path_and_keeps_the_wider_dtype():
+    frozen, plain = FrozenDict({"w": jnp.zeros(2), "none": None}), {"w": jnp.ones(2)}
+    assert average([frozen, plain])["w"].tolist() == average([plain, frozen])["w"].tolist() == [0.5, 0.5]
+    assert isinstance(average([frozen, plain]), FrozenDict)
+    third = {"w": jnp.full(2, 1 / 3)}
+    for trees in ([third, {"w": jnp.ones(2, jnp.bfloat16)}], [{"w": jnp.ones(2, jnp.bfloat16)}, third]):
+        np.testing.assert_allclose(average(trees)["w"], 2 / 3, rtol=1e-6)
 
 
 def eaten(tree):
