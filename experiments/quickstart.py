@@ -10,6 +10,7 @@ Results: the table in README.md
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jaxbig.curves import Labels, Method, Problem, label_curve
 from jaxbig.data import Loader, k_shot, load_digits, select, split_fraction
 from jaxbig.errors import UserError
 from jaxbig.evaluate import predict
+from jaxbig.experiment import check_range, make_folder
 from jaxbig.export import export, run_in_fresh_process
 from jaxbig.history import TIMES
 from jaxbig.metrics import confusion
@@ -60,8 +62,13 @@ class Config:
     resume: bool = False
     """Go on in a working folder where an earlier run was stopped; it ends in the same bits."""
 
+    def __post_init__(self):
+        check_range(self, 1, math.inf, "epochs", "steps", "seeds")
+        check_range(self, 0, 2**31 - 1, "seed")
+
 
 def main(config: Config) -> None:
+    make_folder(config.workdir)
     console = Console()
     digits = load_digits()
     first, second = split_fraction(digits["label"], 0.3, config.seed)

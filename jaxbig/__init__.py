@@ -15,7 +15,7 @@ _HOME = {
     "describe": "describe",
     "freeze": "tune.full",
     "full": "tune.full",
-    "inject_hyperparams": "transform",
+    "inject_hyperparams": "inject",
     "lift": "lift",
     "lora": "tune.lora",
     "merge": "compress.merge",
@@ -28,6 +28,27 @@ _HOME = {
     "Weight": "weight",
 }
 
+__all__ = [
+    "Split",
+    "Transform",
+    "Weight",
+    "average",
+    "bitfit",
+    "calibrate",
+    "chain",
+    "describe",
+    "freeze",
+    "full",
+    "inject_hyperparams",
+    "lift",
+    "lora",
+    "merge",
+    "partition",
+    "prune",
+    "quantize",
+    "usage",
+]
+
 if TYPE_CHECKING:
     from jaxbig.calibrate import calibrate as calibrate
     from jaxbig.compress.merge import average as average
@@ -35,11 +56,11 @@ if TYPE_CHECKING:
     from jaxbig.compress.prune import prune as prune
     from jaxbig.compress.quantize import quantize as quantize
     from jaxbig.describe import describe as describe
+    from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
     from jaxbig.transform import Split as Split
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain
-    from jaxbig.transform import inject_hyperparams as inject_hyperparams
     from jaxbig.transform import partition as partition
     from jaxbig.tune.bitfit import bitfit as bitfit
     from jaxbig.tune.full import freeze as freeze

@@ -1,11 +1,14 @@
 """`calibrate`: the moments of what each product is fed, measured by the program itself."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traceback_util import api_boundary
 
 from jaxbig.errors import UsageError
 from jaxbig.lift import run
@@ -19,17 +22,23 @@ class Moments(NamedTuple):
 
     Attributes:
         count: number of rows; total: ``sum x``; square: ``sum x*x``; gram: ``sum x x^T`` over the flattened input
-        axes, or None. Stacked weights have a leading axis per layer.
+        axes, or None. Stacked weights have a leading axis per layer. The rows of a convolution are its patches, one for
+        each position of its result, padding included; their axes are the kernel's input axes in the kernel's order.
     """
 
-    count: jax.Array
-    total: jax.Array
-    square: jax.Array
-    gram: jax.Array | None
+    count: Any
+    total: Any
+    square: Any
+    gram: Any
 
 
+class NotMeasured(UserWarning):
+    """`calibrate` has no moments for a leaf whose use may be a product that nothing recognises."""
+
+
+@api_boundary
 def calibrate(fn: Callable, params: PyTree, batches: Iterable[tuple], *, gram: bool = False) -> dict[str, Moments]:
-    """The input moments of every product, over some batches; what EVA, GPTQ, Wanda and the like start from.
+    """The input moments of every product and convolution over some batches: what EVA, GPTQ, Wanda and others need.
 
     The program itself returns them as extra results, through scan and remat too; nothing is hooked into the model.
 
@@ -40,8 +49,11 @@ def calibrate(fn: Callable, params: PyTree, batches: Iterable[tuple], *, gram: b
         gram: also the Gram matrices, ``[..., in, in]``.
 
     Returns:
-        path -> Moments, float32 (float64 where x is). Products inside ``while`` loops are not counted: the number of
-        rounds is unknown to the compiler. A stack that the model slices by hand counts as one weight.
+        path -> Moments, NumPy arrays of float64: each batch is summed on the device in float32 (float64 where x is),
+        batches are added up on the host. A stack that the model slices by hand counts as one weight. No moments have
+        leaves that are only looked up or added, and those of a `NotMeasured` warning, which names the line: weights
+        that are expanded to plain arrays, grouped convolutions, and products inside ``while`` loops, whose number of
+        rounds is unknown to the compiler.
 
     Raises:
         UsageError: no batch was given, or one that is no tuple; a weight is multiplied along different axes; products
@@ -55,33 +67,67 @@ def calibrate(fn: Callable, params: PyTree, batches: Iterable[tuple], *, gram: b
     """
 
     met: dict[str, tuple[int, ...]] = {}
+    seen: dict[str, str] = {}
 
     def observe(view, kind, x, c, eqn):
-        if kind != "product":
+        if kind == "lookup" or (kind == "other" and not _may_be_multiplied(view, eqn)):
             return None
-        axes = tuple(i - len(c.w) for i, label in enumerate(c.w) if label in c.x and label not in c.out)
+        name = eqn.primitive.name if eqn is not None else "the function's result"
+        seen.setdefault(view.path, f"for `{name}` at {interpreters[-1].place()}")
+        if kind == "other" or (kind == "conv" and c.groups != 1):
+            return None
+        axes = _input_axes(kind, c)
         if met.setdefault(view.path, axes) != axes:
             raise UsageError(
                 f"calibrate: {view.path} is multiplied along axes {met[view.path]} and along {axes}, whose moments do "
                 "not add up; calibrate a function that uses it one way"
             )
-        return _moments(x, c, gram)
+        return _moments(x, c, gram) if kind == "product" else _patches(x, c, view.weight.shape, gram)
+
+    interpreters = []
 
     @jax.jit
     def step(params, batch):
-        interpreter = Interpreter(observe=observe)
-        run(fn, (watched_leaves(params), *batch), {}, interpreter)
-        return interpreter.taps
+        interpreters.append(Interpreter(observe=observe))
+        run(fn, (watched_leaves(params), *batch), {}, interpreters[-1])
+        return interpreters[-1].taps
 
     total = None
     for batch in batches:
         if not isinstance(batch, tuple | list):
             raise UsageError("calibrate: a batch is a tuple of the model's further arguments, such as (x,)")
-        taps = step(params, tuple(batch))
-        total = taps if total is None else jax.tree.map(jnp.add, total, taps)
+        taps = jax.tree.map(lambda tap: np.asarray(tap, np.float64), step(params, tuple(batch)))
+        total = taps if total is None else jax.tree.map(np.add, total, taps)
     if total is None:
         raise UsageError("calibrate: no batches; pass at least one tuple of model inputs")
+    for path in seen.keys() - total.keys():
+        message = f"calibrate: {path} is used {seen[path]}, where nothing is measured; it is not in the result"
+        warnings.warn(message, NotMeasured, stacklevel=3)
     return total
+
+
+def _may_be_multiplied(view, eqn) -> bool:
+    """Whether what becomes of an expanded leaf may meet an activation in a product: all but vectors and addends."""
+    if len(view.shape) < 2 or eqn is None:
+        return False
+    added = eqn.primitive.name in ("add", "sub", "add_any") and eqn.outvars[0].aval.shape != view.shape
+    return not added and eqn.primitive.name != "concatenate"
+
+
+def _input_axes(kind: str, c) -> tuple[int, ...]:
+    summed = c.w.replace("o", "") if kind == "conv" else [label for label in c.w if label in c.x and label not in c.out]
+    return tuple(c.w.index(label) - len(c.w) for label in summed)
+
+
+def _patches(x, c, shape: tuple[int, ...], gram: bool) -> Moments:
+    """Moments of what each position of a convolution's result is made of: its result with the identity as kernel."""
+    channel, inner = c.w.index("o"), [n for n, label in zip(shape, c.w, strict=True) if label != "o"]
+    n = math.prod(inner)
+    identity = jnp.moveaxis(jnp.eye(n, dtype=x.dtype).reshape(*inner, n), -1, channel)
+    rows = jnp.moveaxis(c.equation(x, identity), c.out.index("o"), -1).reshape(-1, n)
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    total, square = rows.sum(0).reshape(inner), (rows * rows).sum(0).reshape(inner)
+    return Moments(jnp.asarray(len(rows), rows.dtype), total, square, rows.T @ rows if gram else None)
 
 
 def _moments(x, c, gram: bool) -> Moments:

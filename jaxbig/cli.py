@@ -229,7 +229,8 @@ def _describe(error: Exception, file: str) -> str:
     """Name the error, where in the user's own file it came from, and how to see more."""
     if isinstance(error, SyntaxError):
         name = os.path.relpath(error.filename) if error.filename else file
-        return f"{name}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        line = f":{error.lineno}" if error.lineno else ""
+        return f"{name}{line}: {type(error).__name__}: {error.msg}"
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxbig.transform import Split
 from jaxbig.tree import nbytes, paths
@@ -96,10 +97,12 @@ def describe(params: Any) -> Table:
     """
     if not isinstance(params, Split):
         params = Split(params, {}, {})
-    rows = [_row(path, leaf, False) for path, leaf in paths(params.params).items()]
-    rows += [_row(f"train/{path}", leaf, True) for path, leaf in paths(params.train).items()]
-    rows += [_row(f"state/{p}", leaf, False) for p, leaf in paths(params.state).items() if jax.tree.leaves(leaf)]
-    count = sum(_size(row.shape) for row in rows if not row.path.startswith("state/"))
+    held = [_row(path, leaf, False) for path, leaf in paths(params.params).items()]
+    trained = [_row(f"train/{path}", leaf, True) for path, leaf in paths(params.train).items()]
+    state = [_row(f"state/{p}", leaf, False) for p, leaf in paths(params.state).items() if jax.tree.leaves(leaf)]
+    # of a leaf whose rest is trained only the trained row counts
+    count = sum(_size(row.shape) for row in held + trained if row.dtype)
+    rows = held + trained + state
     return Table(tuple(rows), count, sum(row.trainable for row in rows), sum(row.bytes for row in rows))
 
 
@@ -113,6 +116,7 @@ def _size(shape: tuple[int, ...]) -> int:
 def _row(path: str, leaf: Any, trained: bool) -> Row:
     if is_weight(leaf) and not _whole(leaf):
         return Row(path, (), "", f"{type(leaf).__name__} (rest in train)", 0, nbytes(leaf))
+    leaf = leaf if hasattr(leaf, "dtype") else jax.eval_shape(jnp.asarray, leaf)  # a Python number
     kind = leaf.kind() if is_weight(leaf) else "array"
     shape = tuple(leaf.shape)
     return Row(path, shape, str(leaf.dtype), kind, _size(shape) if trained else 0, nbytes(leaf))

@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import io
+import math
+import os
 import re
 import sys
 import typing
@@ -48,12 +51,14 @@ def load(path: str | Path) -> Experiment:
             ...
         jaxbig.errors.UsageError: no_such_file.py: no such file
     """
+    if not str(path):
+        raise UsageError("the file's name is empty; give the experiment's Python file")
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give the experiment's Python file")
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path}: no such file{_near_file(path)}")
-    if path.suffix != ".py":
+    if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path}: not a Python file (its name must end in .py)")
     name = "jaxbig_experiment_" + re.sub(r"\W", "_", path.stem)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
@@ -81,7 +86,8 @@ def parse(experiment: Experiment, words: Sequence[str]) -> Any:
         An instance of the experiment's `Config`.
 
     Raises:
-        UsageError: an unknown option (names the nearest one), a missing or an ill-typed value.
+        UsageError: an unknown option (names the nearest one), a missing or an ill-typed value, and whatever the
+            configuration's own ``__post_init__`` refuses; see `check_range`.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,8 @@ def parse(experiment: Experiment, words: Sequence[str]) -> Any:
     options = list(_options(experiment.config))
     if "--debug" in options:
         raise UsageError(f"{experiment.path}: Config.debug: --debug is the command's own; give the field another name")
+    if "--" in words:
+        raise UsageError("'--' is not needed: options follow the file, as in jaxbig run FILE --field value")
     # tyro draws its errors as boxes on stderr and leaves by SystemExit; users are promised one plain line.
     caught = io.StringIO()
     try:
@@ -116,6 +124,63 @@ def parse(experiment: Experiment, words: Sequence[str]) -> Any:
     if unknown:
         raise UsageError(_unknown(unknown[0], words, options))
     return config
+
+
+def check_range(config: Any, low: float, high: float, *fields: str) -> None:
+    """Refuses fields of a configuration that are out of range; for its ``__post_init__``, before any work.
+
+    Args:
+        config: the dataclass.
+        low, high: the smallest and the largest value.
+        *fields: names of its fields.
+
+    Raises:
+        UsageError: a field lies outside.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config:
+        ...     epochs: int = 5
+        ...     def __post_init__(self):
+        ...         check_range(self, 1, math.inf, "epochs")
+        >>> Config(epochs=0)
+        Traceback (most recent call last):
+            ...
+        jaxbig.errors.UsageError: --epochs 0: give at least 1
+    """
+    for field in fields:
+        value = getattr(config, field)
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            raise UsageError(f"--{field.replace('_', '-')} {value}: give {limits}")
+
+
+def make_folder(path: str | Path, option: str = "--workdir") -> Path:
+    """The folder that an option names, made if it is not there; the first thing that an experiment does.
+
+    Args:
+        path: the folder.
+        option: how the user gave it.
+
+    Raises:
+        UsageError: no name, a file of that name, or the system refuses.
+
+    Example:
+        >>> make_folder("")
+        Traceback (most recent call last):
+            ...
+        jaxbig.errors.UsageError: --workdir: is empty; name a folder
+    """
+    if not str(path):
+        raise UsageError(f"{option}: is empty; name a folder")
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{option} {path}: cannot be made a folder to write in ({reason}); name another") from None
+    return Path(path)
 
 
 def _near_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The techniques by name: what the laws run over, the command line offers and a manifest rebuilds from.
+"""The techniques by name: what the laws run over and a manifest rebuilds from.
 
 A new technique is one file, one test, and one line here.
 """
@@ -10,7 +10,8 @@ from typing import Any
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
-from jaxbig.transform import Transform, chain, inject_hyperparams, partition
+from jaxbig.inject import inject_hyperparams
+from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.lora import lora
@@ -24,14 +25,15 @@ class Entry:
         factory: makes the transform.
         arguments: those the laws try it with, beside its defaults.
         identity: whether the model is unchanged at init, bit for bit; else `error` bounds the change.
-        error: largest change of a weight at init, relative to the largest weight of its kernel.
+        error: largest change of a weight at init, relative to the largest weight of its kernel; None for a technique
+            that removes weights: kept ones do not change, and no removed one is larger than a kept one of its ranking.
         trains: whether it has trained leaves.
     """
 
     factory: Any
     arguments: tuple[Mapping[str, Any], ...] = field(default=({},))
     identity: bool = True
-    error: float = 0.0
+    error: float | None = 0.0
     trains: bool = True
 
 
@@ -43,11 +45,9 @@ REGISTRY: dict[str, Entry] = {
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),
-    "prune": Entry(prune, ({"sparsity": 0.5}, {"sparsity": 0.5, "scope": "layer"}), False, 1.0, False),
-    "2:4": Entry(prune, ({"pattern": "2:4"},), False, 1.0, False),
+    "prune": Entry(prune, ({"sparsity": 0.5}, {"sparsity": 0.5, "scope": "layer"}), False, None, False),
+    "2:4": Entry(prune, ({"pattern": "2:4"},), False, None, False),
 }
-
-_FACTORIES = {entry.factory.__name__: entry.factory for entry in REGISTRY.values()}
 
 
 def build(config: Mapping[str, Any]) -> Transform:
@@ -60,7 +60,7 @@ def build(config: Mapping[str, Any]) -> Transform:
         the transform, equal in all it does.
 
     Raises:
-        UsageError: an unknown technique or argument.
+        UsageError: a technique that no imported module has defined with `@technique`, or an unknown argument.
 
     Example:
         >>> build(chain(quantize("nf4"), lora(rank=2)).config).config["links"][1]["rank"]
@@ -71,13 +71,23 @@ def build(config: Mapping[str, Any]) -> Transform:
     if name == "chain":
         return chain(*[build(link) for link in rest["links"]])
     if name == "partition":
-        return partition({where: build(link) for where, link in rest["parts"].items()})
-    if name == "inject_hyperparams":
-        inner = dict(rest["of"])
-        return inject_hyperparams(_FACTORIES[inner.pop("technique")])(**inner)
-    if name not in _FACTORIES:
-        raise UsageError(f"no technique is called {name!r}; there are {', '.join(_FACTORIES)}, chain and partition")
+        return partition({_hashable(where): build(link) for where, link in rest["parts"]})
+    injected = name == "inject_hyperparams"
+    if injected:
+        rest = dict(rest["of"])
+        name = rest.pop("technique", None)
+    if name not in FACTORIES:
+        raise UsageError(
+            f"no technique is called {name!r}; import the module that defines it before building, or use one of "
+            f"{', '.join(sorted(FACTORIES))}, chain and partition"
+        )
+    factory = inject_hyperparams(FACTORIES[name]) if injected else FACTORIES[name]
     try:
-        return _FACTORIES[name](**rest)
+        return factory(**rest)
     except TypeError as error:
         raise UsageError(f"{name}: {error}; the manifest was written by another version of jaxbig") from None
+
+
+def _hashable(where: Any) -> Any:
+    """A pattern, or several, as the key of a partition."""
+    return where if isinstance(where, str) else tuple(where)

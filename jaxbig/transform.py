@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxbig.errors import UsageError
 from jaxbig.tree import PyTree, first_match, match, paths, replace
@@ -76,23 +78,73 @@ class Transform(NamedTuple):
     reset: Callable[[Split, Any], PyTree] = _nothing
 
 
+FACTORIES: dict[str, Callable[..., Transform]] = {}
+
+
 def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
     """Decorates a factory of transforms: the transform remembers the factory's name and all its arguments.
+
+    The factory is entered in `FACTORIES`, where `jaxbig.registry.build` finds it: a manifest that names a technique of
+    yours can be rebuilt once its module is imported.
+
+    Args:
+        factory: a function with named parameters that returns a `Transform`.
+
+    Returns:
+        the same factory; its transforms have a `config`, which is JSON-able where the arguments are: tuples become
+        lists in it, and NumPy's numbers Python's.
+
+    Raises:
+        UsageError: the factory takes ``*args`` or ``**kwargs``, or another module has a technique of that name.
 
     Example:
         >>> from jaxbig.tune.bitfit import bitfit
         >>> dict(bitfit().config)
         {'technique': 'bitfit', 'where': None}
     """
-    signature = inspect.signature(factory)
+    signature, name = inspect.signature(factory), factory.__name__
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+        raise UsageError(f"technique {name}: takes *args or **kwargs, which no manifest can name; name its parameters")
+    homes = {factory.__module__, FACTORIES[name].__module__} if name in FACTORIES else set()
+    if len(homes - {"__main__"}) > 1:  # a module run as a script may be imported as well
+        raise UsageError(f"technique {name}: {' and '.join(sorted(homes))} both have one of that name; rename yours")
 
     @functools.wraps(factory)
     def build(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return factory(*args, **kwargs)._replace(config={"technique": factory.__name__, **bound.arguments})
+        made = factory(*args, **kwargs)
 
+        def init(key, params, uses):
+            _check_uses(name, params, uses)
+            return made.init(key, params, uses)
+
+        return made._replace(init=init, config={"technique": name, **_plain(bound.arguments)})
+
+    FACTORIES[name] = build
     return build
+
+
+def _check_uses(name: str, params: PyTree, uses: Any) -> None:
+    if not isinstance(uses, Mapping):
+        raise UsageError(
+            f"{name}: uses is a {type(uses).__name__}; pass what jaxbig.usage(fn, params, *example) gives, or {{}}"
+        )
+    places = set(_places(params)) if uses else set()
+    if places and not places & set(uses):
+        raise UsageError(
+            f"{name}: uses is that of another tree: it tells of {next(iter(uses))!r}, which these parameters have not"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    single = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return value.item() if single and not isinstance(value, Tracer) else value
 
 
 def key_for(key: jax.Array, path: str) -> jax.Array:
@@ -103,6 +155,8 @@ def key_for(key: jax.Array, path: str) -> jax.Array:
         >>> bool(key_for(key, "a/kernel") == key_for(key, "b/kernel"))
         False
     """
+    if key is None:
+        raise UsageError(f"{path}: its values are drawn at random; give a key, such as jax.random.key(0)")
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
@@ -266,7 +320,7 @@ def partition(parts: Mapping[str, Transform]) -> Transform:
     def reset(split, step):
         return {name: links[name].reset(mine, step) for name, mine in mine_of(split).items()}
 
-    config = {"technique": "partition", "parts": {where: link.config for where, link in parts.items()}}
+    config = {"technique": "partition", "parts": [[_plain(where), link.config] for where, link in parts.items()]}
     return Transform("partition", init, apply, update, wrap, config, reset)
 
 
@@ -276,77 +330,16 @@ def _places(params: PyTree) -> list[str]:
     return list(paths(filled))
 
 
-def inject_hyperparams(factory: Callable[..., Transform]) -> Callable[..., Transform]:
-    """Moves a factory's numbers into `state`: changing one recompiles nothing, and a sweep is a `vmap`.
-
-    Args:
-        factory: a factory of transforms.
-
-    Returns:
-        a factory with the same arguments. Those that are floats (or floating arrays) become entries of
-        ``split.state["hyperparams"]``; integers, strings and booleans, which shape the tree, stay as they are. A number
-        that only `init` reads (prune's sparsity) is recorded there too, but changing it later changes nothing.
-
-    Example:
-        >>> from jaxbig.tune.lora import lora
-        >>> transform = inject_hyperparams(lora)(rank=4, alpha=8.0)
-        >>> split = jax.eval_shape(lambda: transform.init(jax.random.key(0), {}, {}))
-        >>> sorted(split.state["hyperparams"])
-        ['alpha', 'dropout']
-    """
-
-    @functools.wraps(factory)
-    def injected(*args, **kwargs):
-        bound = inspect.signature(factory).bind(*args, **kwargs)
-        bound.apply_defaults()
-        floats = {k for k, p in inspect.signature(factory).parameters.items() if "float" in str(p.annotation)}
-        given = {k: float(v) if k in floats and type(v) is int else v for k, v in bound.arguments.items()}
-        numbers = {k: v for k, v in given.items() if _is_number(v)}
-        fixed = {k: v for k, v in bound.arguments.items() if k not in numbers}
-        outside = factory(**fixed, **numbers)
-
-        def inside(split: Split) -> tuple[Transform, Split]:
-            return factory(**fixed, **split.state["hyperparams"]), split._replace(state=split.state["inner"])
-
-        def init(key, params, uses):
-            split = outside.init(key, params, uses)
-            values = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in numbers.items()}
-            return split._replace(state={"hyperparams": values, "inner": split.state})
-
-        def apply(split, key=None):
-            transform, inner = inside(split)
-            return transform.apply(inner, key)
-
-        def update(split, grads, step):
-            transform, inner = inside(split)
-            inner = transform.update(inner, grads, step)
-            return inner._replace(state={**split.state, "inner": inner.state})
-
-        def wrap(split, fn):
-            transform, inner = inside(split)
-            return transform.wrap(inner, fn)
-
-        def reset(split, step):
-            transform, inner = inside(split)
-            return transform.reset(inner, step)
-
-        config = {"technique": "inject_hyperparams", "of": outside.config}
-        return Transform(outside.name, init, apply, update, wrap, config, reset)
-
-    return injected
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating))
-
-
-def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) -> dict[str, Any]:
+def selected(
+    where: Any, params: PyTree, default: Callable[[str, Any], bool], uses: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The leaves a technique works on: those of `where`, or, if that is None, those that `default` accepts.
 
     Args:
         where: a pattern, several, or None.
         params: the tree the technique was given.
         default: ``(path, leaf) -> bool``.
+        uses: what `default` reads, if it does: the error then says why it found nothing.
 
     Returns:
         path -> leaf.
@@ -362,7 +355,22 @@ def selected(where: Any, params: PyTree, default: Callable[[str, Any], bool]) ->
     if places and not chosen:
         gone = f" ({places - len(leaves)} of {places} belong to other links)" if places > len(leaves) else ""
         raise UsageError(
-            f"no parameter{gone} is of the kind this technique takes by default; name some with where=..., or let the "
-            f"other links take less"
+            f"no parameter{gone} is of the kind this technique takes by default{_why(leaves, uses)}; name some with "
+            f"where=...{gone and ', or let the other links take less'}"
         )
     return chosen
+
+
+def _why(leaves: Mapping[str, Any], uses: Mapping[str, Any] | None) -> str:
+    """What there is to say of a tree in which no leaf is of the right kind."""
+    if uses is None:
+        return ""
+    if not any(uses.values()):
+        return ": uses is empty, and tells of none; pass what jaxbig.usage(fn, params, *example) gives"
+    multiplied = {path: its for path in leaves for its in [uses.get(path, ())] if any(u.kind == "product" for u in its)}
+    heads = [path for path, its in multiplied.items() if any(use.head for use in its)]
+    return (
+        f": {', '.join(heads)} is the model's head, and nothing else is multiplied"
+        if heads and len(heads) == len(multiplied)
+        else ""
+    )

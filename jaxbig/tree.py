@@ -85,7 +85,10 @@ def match(where: Where, names: Iterable[str]) -> list[str]:
     selected: set[str] = set()
     if not where:
         raise UsageError(f"where={where!r} names nothing; give a pattern, or None for the default")
-    for pattern in [where] if isinstance(where, str) else where:
+    patterns = [where] if isinstance(where, str) else where
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"where={where!r} is neither a pattern (a str) nor a list of them")
+    for pattern in patterns:
         try:
             hits = {name for name in names if re.fullmatch(pattern, name)}
         except re.error as error:
@@ -183,13 +186,16 @@ def nbytes(tree: PyTree) -> int:
     import numpy as np
 
     def of(leaf) -> int:
+        if not hasattr(leaf, "dtype"):
+            leaf = jax.eval_shape(jax.numpy.asarray, leaf)
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
-        bits = (
-            jax.numpy.iinfo(leaf.dtype).bits
-            if jax.numpy.issubdtype(leaf.dtype, np.integer)
-            else leaf.dtype.itemsize * 8
-        )
+        if jax.numpy.issubdtype(leaf.dtype, np.integer):
+            bits = jax.numpy.iinfo(leaf.dtype).bits
+        elif jax.numpy.issubdtype(leaf.dtype, np.floating):
+            bits = jax.numpy.finfo(leaf.dtype).bits
+        else:
+            bits = leaf.dtype.itemsize * 8
         return -(-int(np.prod(leaf.shape)) * bits // 8)
 
     return sum(of(leaf) for leaf in jax.tree.leaves(tree))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traceback_util import api_boundary
 
 from jaxbig.lift import run
 from jaxbig.lift.interpreter import Interpreter, View
@@ -44,6 +45,7 @@ class Use(NamedTuple):
 Uses = dict[str, tuple[Use, ...]]
 
 
+@api_boundary
 def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
     """How ``fn(params, *args, **kwargs)`` uses each floating leaf of `params`; traced abstractly, nothing is computed.
 
@@ -121,7 +123,9 @@ def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
         rest = tuple(a for a in range(-n, 0) if a not in out)
         return use._replace(in_axes=rest, out_axes=out, groups=details.groups)
     if kind == "lookup":
-        return use._replace(in_axes=(details - n,), out_axes=tuple(a for a in range(-n, 0) if a != details - n))
+        axis, stack = details
+        out = tuple(a for a in range(-n, 0) if a != axis - n and a + n not in stack)
+        return use._replace(in_axes=(axis - n,), out_axes=out)
     return use._replace(detail=eqn.primitive.name if eqn is not None else "result")
 
 

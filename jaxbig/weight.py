@@ -111,6 +111,11 @@ class Weight:
         inner = f"({self.base.kind()})" if is_weight(self.base) else ""
         return type(self).__name__ + inner
 
+    def loses(self) -> str:
+        """What of this weight its plain array cannot have, such as dropout of its inputs; "" if nothing."""
+        base: Any = getattr(self, "base", None)
+        return base.loses() if is_weight(base) else ""
+
     # -- what follows from axes() ------------------------------------------------------------------------------------
 
     @property
@@ -189,6 +194,12 @@ def restack(layer: Any, shared: Any) -> Any:
 def is_weight(leaf: Any) -> bool:
     """Whether `leaf` is a Weight."""
     return isinstance(leaf, Weight)
+
+
+def wide(dtype) -> Any:
+    """The dtype to compute in: float32 at least. Floats of one byte and less promote to nothing by themselves."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize == 1 else jnp.promote_types(dtype, jnp.float32)
 
 
 def materialise(leaf: Any) -> Array:
@@ -301,6 +312,9 @@ class Concat(Weight):
 
     def cast(self, dtype):
         return self.replace(leaves=tuple(cast(leaf, dtype) for leaf in self.leaves))
+
+    def loses(self):
+        return " and ".join(dict.fromkeys(filter(None, [leaf.loses() for leaf in self.leaves if is_weight(leaf)])))
 
     def materialise(self):
         return jnp.concatenate([materialise(leaf) for leaf in self.leaves], axis=self.axis)

@@ -24,6 +24,7 @@ class Case:
         make: no arguments -> (fn, params, args); ``fn(params, *args)`` results in any tree.
         where: the leaves that become Weights.
         loud: kind -> why it is expanded there ("*": every kind). Kinds that are not named are factored.
+        line: text of the line that is named where a weight is expanded.
         axes: input and output axes where the function itself does not tell (an `other` use).
         tolerance: of values and gradients, relative to the largest entry.
         forward: derivatives by `jax.jvp`: the function has no reverse mode.
@@ -36,6 +37,7 @@ class Case:
     make: Callable[[], tuple[Callable, Any, tuple]]
     where: Any = r"(.*/)?kernel"
     loud: Mapping[str, str] = field(default_factory=dict)
+    line: str = ""
     axes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     tolerance: float = 2e-5
     forward: bool = False

@@ -112,6 +112,7 @@ def sharded(w_spec, x_spec=None, reduce=""):
     return lambda x, w: jnp.tanh(jax.shard_map(local, mesh=mesh, in_specs=(x_spec or P(), w_spec), out_specs=out)(x, w))
 
 
+CALLED = "fn(x, *params.values())"
 BACKWARD = "the function's own rule is called with the array it was written for"
 CHANGES = {"*": "the loop changes the weight: it has to be an array from round to round"}
 SQUARE = ((-2,), (-1,))
@@ -120,14 +121,16 @@ SQUARE = ((-2,), (-1,))
 CONTROL = [
     Case("jit inside", lambda: plain(jax.jit(lambda x, w: jnp.tanh(x @ w)), (8, 6)), where="w0"),
     Case("remat inside", lambda: plain(checkpointed, (8, 8)), where="w0"),
-    Case("custom_vjp", lambda: plain(projected, (8, 6)), where="w0", expands=BACKWARD),
-    Case("custom_vjp, another backward", lambda: plain(tripled, (8, 6)), where="w0", expands=BACKWARD),
-    Case("custom_jvp", lambda: plain(squashed, (8, 6)), where="w0", expands=BACKWARD),
-    Case("custom_jvp, forward mode", lambda: plain(squashed, (8, 6)), where="w0", forward=True, expands=BACKWARD),
+    Case("custom_vjp", lambda: plain(projected, (8, 6)), where="w0", expands=BACKWARD, line=CALLED),
+    Case("custom_vjp, another backward", lambda: plain(tripled, (8, 6)), where="w0", expands=BACKWARD,
+         line=CALLED),
+    Case("custom_jvp", lambda: plain(squashed, (8, 6)), where="w0", expands=BACKWARD, line=CALLED),
+    Case("custom_jvp, forward mode", lambda: plain(squashed, (8, 6)), where="w0", forward=True, expands=BACKWARD,
+         line=CALLED),
     Case("cond", lambda: plain(branches, (8, 6)), where="w0"),
     Case("switch", lambda: plain(one_of_three, (8, 6), (8, 6)), where="w."),
     Case("a weight chosen by cond", lambda: plain(chosen_weight, (8, 6), (8, 6)), where="w.", axes=SQUARE,
-         loud={"*": "a branch results in an array"}),
+         loud={"*": "a branch results in an array"}, line="return x @ lax.cond("),
     Case("while_loop", lambda: plain(until, (8, 8)), where="w0", forward=True),
     Case("while_loop, weight in the condition", lambda: plain(until_norm, (8, 8)), where="w0", forward=True),
     Case("fori_loop, weights in its state", lambda: plain(carried(lambda x: 3), (8, 8)), where="w0"),
@@ -135,9 +138,10 @@ CONTROL = [
          lambda: plain(carried(lambda x: 2 + (x[0, 0] > 0).astype(int)), (8, 8)), where="w0", forward=True),
     Case("scan, weights in its state", lambda: plain(carried_by_scan, (8, 8)), where="w0"),
     Case("scan over a table's rows", lambda: plain(row_by_row, (6, 8)), where="w0", axes=SQUARE,
+         line="lax.scan(lambda y, row:",
          loud=BLOCKS | dict.fromkeys(LOW_RANK, "its factors share no axis of layers")),
     Case("a loop that changes the weight", lambda: plain(changed_in_loop, (8, 8)), where="w0", axes=SQUARE,
-         loud=CHANGES),
+         loud=CHANGES, line="c[1] * 0.5"),
     Case("a gradient inside", lambda: plain(inner_gradient, (8, 6)), where="w0"),
     Case("a gradient of the weight inside", lambda: plain(inner_weight_gradient, (8, 6)), where="w0",
          computes="the gradient that the function asks for has the weight's shape"),

@@ -50,9 +50,35 @@ class Block(nn.Module):
         return x + nn.Dense(x.shape[-1])(nn.tanh(nn.Dense(6)(x))), None
 
 
+class Penalised(nn.Module):
+    """Squares its kernel, which is no product: the line of this is to be named, under whatever it runs."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        kernel = self.param("kernel", nn.initializers.ones, (8, 8))
+        x = x @ kernel
+        return x * jnp.sum(kernel**2), None
+
+
+class Caller(nn.Module):
+    """Calls it by way of something that traces it as a body of its own."""
+
+    way: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return self.way(Penalised)(name="inner")(x, None)[0]
+
+
 def looped(axis: int, remat: bool = False):
     block: Any = nn.remat(Block, prevent_cse=False) if remat else Block
     return nn.scan(block, variable_axes={"params": axis}, split_rngs={"params": True}, length=3)()
+
+
+def tables():
+    """A table for each of three layers, ids of their own."""
+    embed = nn.vmap(nn.Embed, variable_axes={"params": 0}, split_rngs={"params": True})
+    return of(embed(10, 8), jnp.array([[1, 9], [0, 0], [3, 4]]))
 
 
 def mapped(shared: bool):
@@ -70,9 +96,21 @@ def of_nnx():
     return fn, nnx.to_pure_dict(state), (normal(3, 8),)
 
 
+APPLIED = "return module.apply("  # the last line of the user's own: the layers are flax's
 GROUPS = "each group of channels has a factorisation of its own"
 FLIPPED = "the kernel is flipped, and no Weight can be"
 INNER = "a scan slices parts along their first axis only"
+
+SQUARED = "a square is no product"
+WAYS = {
+    "nothing": lambda module: module,
+    "remat": nn.remat,
+    "jit": nn.jit,
+    "scan": lambda module: nn.scan(module, variable_axes={"params": 0}, split_rngs={"params": True}, length=2),
+    "scan of remat": lambda module: nn.scan(
+        nn.remat(module, prevent_cse=False), variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+    ),
+}
 
 LAYERS = [
     Case("Dense", lambda: of(nn.Dense(6), normal(3, 8))),
@@ -91,13 +129,13 @@ LAYERS = [
     Case("Conv 3-D", lambda: of(nn.Conv(6, (2, 2, 2)), normal(2, 3, 3, 3, 4))),
     Case(
         "Conv grouped", lambda: of(nn.Conv(6, (3, 3), feature_group_count=2), normal(2, 5, 5, 8)),
-        loud=dict.fromkeys(LOW_RANK, GROUPS),
+        loud=dict.fromkeys(LOW_RANK, GROUPS), line=APPLIED,
     ),
     Case("ConvTranspose", lambda: of(nn.ConvTranspose(6, (2, 2), strides=(2, 2)), normal(2, 3, 3, 4))),
     Case(
         "ConvTranspose of the forward kernel",
         lambda: of(nn.ConvTranspose(6, (2, 2), strides=(2, 2), transpose_kernel=True), normal(2, 3, 3, 4)),
-        loud={"*": FLIPPED}, axes=((-4, -3, -1), (-2,)),
+        loud={"*": FLIPPED}, line=APPLIED, axes=((-4, -3, -1), (-2,)),
     ),
     Case("Embed, tied", lambda: of(Tied(), jnp.array([[1, 2, 9], [0, 0, 3]])), where=".*embedding"),
     Case(
@@ -111,9 +149,16 @@ LAYERS = [
     Case("Dropout's keys", lambda: of(Dropped(), normal(3, 8))),
     Case("scan over layers", lambda: of(looped(0), normal(3, 8))),
     Case("scan over layers, remat", lambda: of(looped(0, remat=True), normal(3, 8))),
-    Case("scan over layers on axis 1", lambda: of(looped(1), normal(3, 8)), loud={"*": INNER}, axes=((-3,), (-1,))),
+    Case("scan over layers on axis 1", lambda: of(looped(1), normal(3, 8)), loud={"*": INNER}, line=APPLIED,
+         axes=((-3,), (-1,))),
     Case("remat", lambda: of(nn.remat(Block)(), normal(3, 8))),
     Case("vmap over stacked layers", lambda: of(mapped(shared=False), normal(3, 5, 8))),
     Case("vmap, one layer shared", lambda: of(mapped(shared=True), normal(3, 5, 8))),
+    *[
+        Case(f"an expanded weight under {name}", lambda way=way: of(Caller(way), normal(3, 8)), loud={"*": SQUARED},
+             line="x * jnp.sum(kernel**2)", tolerance=1e-4)
+        for name, way in WAYS.items()
+    ],
+    Case("vmap over stacked tables", tables, where=".*embedding"),
     Case("nnx behind split and merge", of_nnx),
 ]  # fmt: skip

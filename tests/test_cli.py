@@ -100,6 +100,15 @@ FILES = {
         "    g: 'Nowhere' = 1\ndef main(config): pass\n"
     ),
     "notes.txt": "not Python\n",
+    "null.py": "import os\n\x00\n",
+    "checks.py": (
+        "import dataclasses, math\nfrom jaxbig.experiment import check_range, make_folder\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Config:\n"
+        "    most_epochs: int = 5\n    seed: int = 0\n    workdir: str = 'out'\n"
+        "    def __post_init__(self):\n"
+        "        check_range(self, 1, math.inf, 'most_epochs')\n        check_range(self, 0, 9, 'seed')\n"
+        "def main(config):\n    make_folder(config.workdir)\n"
+    ),
 }
 
 # command line, exit code, what the one line must hold (a regular expression)
@@ -112,6 +121,20 @@ BAD = {
     "file not there": ("run trail.py", 2, r"trail\.py: no such file; did you mean trial\.py"),
     "folder not there": ("run nowhere/a.py", 2, r"nowhere/a\.py: no such file"),
     "folder": ("run .", 2, "is a folder"),
+    "empty name": (["run", ""], 2, "the file's name is empty"),
+    "device": ("run /dev/null", 2, "/dev/null: not a Python file"),
+    "null byte": ("run null.py", 1, r"error: null\.py(:\d+)?: SyntaxError: .*null byte"),
+    "two dashes": ("run trial.py -- --epochs 1", 2, "'--' is not needed: options follow the file"),
+    "out of range": ("run checks.py --most-epochs -1", 2, "error: --most-epochs -1: give at least 1$"),
+    "beyond the range": ("run checks.py --seed 99999999999999999999", 2, "--seed 9+: give 0 to 9$"),
+    "unmakeable folder": (
+        "run checks.py --workdir /proc/nope",
+        2,
+        r"--workdir /proc/nope: cannot be made a folder .*\(",
+    ),
+    "file as folder": ("run checks.py --workdir notes.txt", 2, r"--workdir notes\.txt: cannot be made .*exists"),
+    "below a file": ("run checks.py --workdir notes.txt/a", 2, r"--workdir notes\.txt/a: cannot be made"),
+    "empty folder": (["run", "checks.py", "--workdir", ""], 2, "--workdir: is empty; name a folder"),
     "not Python": ("run notes.txt", 2, r"notes\.txt: not a Python file"),
     "no Config": ("run no_config.py", 2, r"no_config\.py: no class Config"),
     "no main": ("run no_main.py", 2, r"no_main\.py: no function main"),
@@ -159,7 +182,7 @@ def folder(tmp_path_factory):
 
 def jaxbig(line, folder, **env):
     return subprocess.run(
-        [sys.executable, "-m", "jaxbig", *line.split()],
+        [sys.executable, "-m", "jaxbig", *(line.split() if isinstance(line, str) else line)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,

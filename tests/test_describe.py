@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.describe import describe
 from jaxbig.transform import chain
+from jaxbig.tune.full import full
 from jaxbig.tune.lora import lora
 from jaxbig.usage import usage
 
@@ -59,3 +61,18 @@ def test_html_escapes_what_a_path_may_hold():
 
 def test_an_empty_tree_has_a_table():
     assert str(describe({})).splitlines()[-1].split() == ["total", "0", "parameters", "0", "(0%)", "0"]
+
+
+def test_each_parameter_counts_once_wherever_it_lies():
+    pruned = chain(prune(0.5, where="head"), full()).init(jax.random.key(0), PARAMS, {})
+    assert (describe(pruned).parameters, describe(pruned).trainable) == (66, 66)
+    assert describe({"state": {"w": jnp.ones(3)}, "train": jnp.ones(2)}).parameters == 5
+    adapted = lora(rank=2, where="state/w")
+    uses = usage(lambda p, x: jnp.tanh(x @ p["state"]["w"]), {"state": {"w": jnp.ones((3, 4))}}, jnp.ones((2, 3)))
+    split = adapted.init(jax.random.key(0), {"state": {"w": jnp.ones((3, 4))}}, uses)
+    assert describe(split).parameters == 12 + 6 + 8
+
+
+def test_a_number_is_a_leaf():
+    (row,) = describe({"temperature": 0.5}).rows
+    assert (row.shape, row.dtype, row.bytes) == ((), "float32", 4)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxbig.compress.merge import average
+import jaxbig
+from jaxbig.calibrate import calibrate
+from jaxbig.compress.merge import average, merge
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
@@ -68,6 +70,20 @@ MISTAKES = {
         ["first/kernel", "Quantized nf4", "gradients cannot train", "lora()", "merge"],
     ),
     "lora of a bias": (lambda: start(lora(where="first/bias")), ["first/bias", "neither multiplied", "where="]),
+    "a compiled pattern": (lambda: start(lora(where=re.compile("w"))), ["re.compile('w')", "a pattern (a str)"]),
+    "a number for a pattern": (lambda: start(lora(where=5)), ["where=5", "a pattern (a str)"]),
+    "lora without a key": (lambda: lora().init(None, tree(), USES), ["first/kernel", "jax.random.key(0)"]),
+    "no uses": (lambda: lora().init(KEY, tree(), None), ["uses is a NoneType", "jaxbig.usage("]),
+    "empty uses": (lambda: lora().init(KEY, tree(), {}), ["uses is empty", "jaxbig.usage("]),
+    "uses of another tree": (
+        lambda: start(lora(), {"model": tree()}), ["uses is that of another tree", "'first/bias'"],
+    ),
+    "a head alone": (
+        lambda: lora().init(KEY, {"w": jnp.ones((4, 3))}, usage(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 3))},
+                                                                jnp.ones((2, 4)))),
+        ["w is the model's head, and nothing else is multiplied", "where="],
+    ),
+    "a rank that is no whole number": (lambda: lora(rank=2.5), ["rank=2.5", "whole number"]),
     "lora of rank 0": (lambda: lora(rank=0), ["rank=0", "at least 1"]),
     "lora of unknown uses": (lambda: lora(uses="product"), ["'product'", "'all' or 'lookup'"]),
     "an unknown format": (lambda: quantize("int3"), ["'int3'", "int8, int4, nf4"]),
@@ -94,6 +110,33 @@ MISTAKES = {
     "averaging nothing": (lambda: average([]), ["no trees"]),
     "averaging with too few weights": (lambda: average([tree(), tree()], [1.0]), ["2 trees but 1 weights"]),
 }  # fmt: skip
+
+
+def test_other_links_are_named_where_there_are_any_alone():
+    with pytest.raises(UsageError) as alone:
+        lora().init(KEY, tree(), {})
+    with pytest.raises(UsageError) as behind:
+        start(chain(full(), lora()))
+    assert "other links" not in str(alone.value)
+    assert "belong to other links" in str(behind.value)
+    assert prune(0.5).init(KEY, {}, {}).params == {}
+
+
+def test_what_is_no_array_is_said_of_the_users_function():
+    def tells(params):
+        return params["first"]["kernel"] @ jnp.ones(8), "a string"
+
+    with pytest.raises(TypeError, match=r"function tells at .*test_errors") as caught:
+        lift(tells)(quantize(where="first/kernel").init(KEY, tree(), {}).params)
+    assert "flat" not in str(caught.value)
+
+
+def test_every_name_can_be_imported_at_once():
+    names: dict[str, object] = {}
+    for name in jaxbig.__all__:
+        names[name] = getattr(jaxbig, name)
+    assert {*jaxbig.__all__, "__version__"} == set(dir(jaxbig))
+    assert names["lift"] is lift
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -180,6 +223,22 @@ def test_a_models_own_error_shows_the_users_lines_and_none_of_ours(kind, way):
         called(fn, way, broken_tree(), jnp.ones((2, 6)))
     except Exception as error:  # noqa: BLE001  (whatever the library raises is what the user sees)
         seen = "".join(traceback.format_exception(error))
+    check_frames(seen, kind)
+
+
+@pytest.mark.parametrize("kind", ["flax", "jnp"])
+@pytest.mark.parametrize("reader", [usage, lambda fn, params, x: calibrate(fn, params, [(x,)])])
+def test_what_reads_a_model_shows_the_users_lines_and_none_of_ours(reader, kind):
+    model = Outer()
+    fn = (lambda params, x: model.apply({"params": params}, x)) if kind == "flax" else broken_product
+    try:
+        reader(fn, merge(broken_tree()), jnp.ones((2, 6)))
+    except Exception as error:  # noqa: BLE001  (whatever the library raises is what the user sees)
+        seen = "".join(traceback.format_exception(error))
+    check_frames(seen, kind)
+
+
+def check_frames(seen, kind):
     assert "jaxbig/" not in seen, seen
     assert "test_errors.py" in seen
     if kind == "flax":

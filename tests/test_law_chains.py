@@ -11,12 +11,15 @@ from law_trial import (
     check_base_is_safe,
     check_every_leaf_learns,
     check_factored_is_merged,
+    jit,
     rebuilt,
     run_trial,
     shapes,
     stir,
 )
 
+from jaxbig import checkpoint, registry
+from jaxbig.compress.merge import merge
 from jaxbig.errors import UsageError
 from jaxbig.lift import lift
 from jaxbig.registry import REGISTRY
@@ -146,6 +149,74 @@ def test_the_triples_cover_every_pair_that_makes_sense():
 def test_triples_without_sense(names):
     assert why_not(names)
     check(names)
+
+
+def stacked_model():
+    """Three layers, held as a stack, a table and a head; as the scan of a remat, and written out."""
+    random = np.random.default_rng(1)
+    sizes = {"table": (7, 8), "layers": {"up": (3, 8, 12), "bias": (3, 12), "down": (3, 12, 8)}, "head": (8, 5)}
+    params = jax.tree.map(
+        lambda size: jnp.asarray(random.normal(size=size) / 2, jnp.float32), sizes, is_leaf=lambda x: type(x) is tuple
+    )
+
+    def layer(x, layer):
+        return x + jnp.tanh(x @ layer["up"] + layer["bias"]) @ layer["down"]
+
+    def scanned(params, ids):
+        body = jax.checkpoint(lambda x, its: (layer(x, its), None), prevent_cse=False)
+        return jax.lax.scan(body, params["table"][ids], params["layers"])[0] @ params["head"]
+
+    def written_out(params, ids):
+        x = params["table"][ids]
+        for i in range(3):
+            x = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]))
+        return x @ params["head"]
+
+    return scanned, written_out, params
+
+
+def covering_pairs():
+    """Triples, fewer than above: every pair that makes sense comes in some order and some place."""
+    pairs = {names: {frozenset(pair) for pair in itertools.combinations(names, 2)} for names in TRIPLES}
+    wanted, chosen = set().union(*pairs.values()), []
+    while wanted:
+        chosen.append(max(TRIPLES, key=lambda names: len(pairs[names] & wanted)))
+        wanted -= pairs[chosen[-1]]
+    return chosen
+
+
+@pytest.mark.parametrize("names", covering_pairs(), ids="+".join)
+def test_chains_under_scan_remat_and_vmap_and_from_a_checkpoint(names, tmp_path):
+    """Laws 5 and 6: two adapters at once on two inputs, against merged layers written out; and saved to the bit."""
+    scanned, written_out, params = stacked_model()
+    ids = jnp.array([[0, 3, 6], [5, 5, 1]])
+    transform, uses = build(names), usage(scanned, params, ids[0])
+    split = transform.init(jax.random.key(5), params, uses)
+    trains = [stir(split.train, seed) for seed in (1, 2)]
+
+    def both(train, rest, ids):
+        def loss(train):
+            logits = lift(scanned, strict=True)(transform.apply(rest._replace(train=train)), ids)
+            return (logits**2).sum(), logits
+
+        def plain(train):
+            logits = written_out(merge(transform.apply(rest._replace(train=train))), ids)
+            return (logits**2).sum(), logits
+
+        return [jax.grad(function, has_aux=True)(train) for function in (loss, plain)]
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trains)
+    ours, theirs = jit(jax.vmap(both, in_axes=(0, None, 0)))(stacked, split._replace(train=None), ids)
+    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * size), ours, theirs)
+
+    checkpoint.save(tmp_path, 0, split, {"transform": transform.config})
+    again = registry.build(checkpoint.read_manifest(tmp_path)["transform"])
+    restored = checkpoint.restore(tmp_path, jax.eval_shape(lambda: again.init(jax.random.key(5), params, uses)))
+    assert jax.tree.structure(restored) == jax.tree.structure(split)
+    for one, other in zip(jax.tree.leaves(restored), jax.tree.leaves(split), strict=True):
+        assert one.dtype == other.dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 def test_order_means_what_it_says():

@@ -24,9 +24,9 @@ from law_trial import (
 
 from jaxbig import checkpoint
 from jaxbig.compress.merge import merge
+from jaxbig.inject import inject_hyperparams
 from jaxbig.lift import lift
 from jaxbig.registry import REGISTRY
-from jaxbig.transform import inject_hyperparams
 from jaxbig.tree import map_paths, paths
 from jaxbig.weight import is_weight
 
@@ -47,6 +47,9 @@ def test_law_1_identity_at_init(alone, model):
         np.testing.assert_array_equal(tried.at_init.factored, base_logits(model))
         jax.tree.map(np.testing.assert_array_equal, tried.at_init.tree, tried.model.params)
         return
+    if entry.error is None:
+        check_that_the_smallest_went(entry.arguments[alone[1]], tried, uses_of(model))
+        return
     change = {
         path: float(
             jnp.abs(leaf - paths(tried.model.params)[path]).max() / jnp.abs(paths(tried.model.params)[path]).max()
@@ -54,6 +57,30 @@ def test_law_1_identity_at_init(alone, model):
         for path, leaf in paths(tried.at_init.tree).items()
     }
     assert 0 < max(change.values()) <= entry.error, max(change, key=lambda path: change[path])
+
+
+def check_that_the_smallest_went(arguments, tried, uses):
+    """Of all weights that are ranked together the right number is gone, the smallest, and the rest is untouched."""
+    before, after = paths(tried.model.params), paths(tried.at_init.tree)
+    pruned = [path for path, leaf in paths(tried.split.params).items() if is_weight(leaf)]
+    assert pruned
+    ranked = []  # pairs of rows: weights before, and after
+    for path in pruned:
+        pair = [np.asarray(leaf, np.float64) for leaf in (before[path], after[path])]
+        if "pattern" in arguments:
+            axis = uses[path][0].in_axes[-1]
+            ranked += zip(*[np.moveaxis(leaf, axis, -1).reshape(-1, 4) for leaf in pair], strict=True)
+        elif path.startswith("blocks/"):
+            ranked += zip(*[leaf.reshape(LAYERS, -1) for leaf in pair], strict=True)
+        else:
+            ranked.append([leaf.reshape(-1) for leaf in pair])
+    if arguments.get("scope", "global") == "global" and "pattern" not in arguments:
+        ranked = [[np.concatenate([np.ravel(pair[i]) for pair in ranked]) for i in (0, 1)]]
+    for old, new in ranked:
+        gone = new == 0
+        assert gone.sum() == round(arguments.get("sparsity", 0.5) * old.size)
+        np.testing.assert_array_equal(new[~gone], old[~gone])
+        assert np.abs(old[gone]).max() <= np.abs(old[~gone]).min()
 
 
 @over_all_and_models

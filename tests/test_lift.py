@@ -7,6 +7,7 @@ model. For a low-rank weight no array of the full shape is computed, neither for
 
 import contextlib
 import functools
+import linecache
 import os
 import re
 import subprocess
@@ -88,11 +89,17 @@ def told(case: Case, reason: str):
         yield
     assert caught, f"nothing was said; {reason}"
     names = "|".join(re.escape(path) for path in prepared(case)[3])
+    assert case.line, f"{case.name}: say which line is named"
     for warning in caught:
         message = str(warning.message)
         assert warning.category is MaterialiseWarning
-        assert re.match(rf"(({names})\|?)+: ", message), message
-        assert re.search(rf"{re.escape(str(HERE))}/lift_table_\w+\.py:\d+|its return statement", message), message
+        assert re.match(rf"({names})( \+ ({names}))*: ", message), message
+        if case.line == "its return statement":
+            assert f"at {case.line};" in message
+        else:
+            file, number = re.search(rf" at ({re.escape(str(HERE))}/lift_table_\w+\.py):(\d+)", message).groups()
+            assert case.line in linecache.getline(file, int(number)), message
+            assert (warning.filename, warning.lineno) == (file, int(number))
         assert ("in its derivative rule" in message) == bool(case.expands), message
 
 

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from jaxbig.cli import main
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["--epochs", "2", "--steps", "6", "--seeds", "2"]
 
-pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize("words", [["--epochs", "-1"], ["--steps", "0"], ["--seeds", "0"], ["--seed", "-1"],
+                                   ["--seed", "9" * 20], ["--workdir", ""], ["--workdir", __file__]])  # fmt: skip
+def test_mistakes_are_told_before_any_work(words, capsys):
+    assert main(["run", str(ROOT / "experiments" / "quickstart.py"), *words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"jaxbig: error: {words[0]}")
 
 
 def start(workdir: Path, *more: str) -> subprocess.Popen:
@@ -40,6 +49,7 @@ def whole(tmp_path_factory) -> tuple[dict, bytes]:
     return outcome(workdir)
 
 
+@pytest.mark.slow
 def test_it_tells_what_it_promises(whole):
     results, report = whole
     names = [row["model"] for row in results["table"]]
@@ -55,11 +65,13 @@ def test_it_tells_what_it_promises(whole):
     assert b"<svg" in report
 
 
+@pytest.mark.slow
 def test_twice_the_same_bits(whole, tmp_path):
     finish(start(tmp_path))
     assert outcome(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_the_same_bits(whole, tmp_path):
     """SIGKILL at random moments, again and again with --resume, until a run gets through."""
     chance, kills = random.Random(0), 0

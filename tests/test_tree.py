@@ -97,3 +97,8 @@ def test_nbytes_counts_parts_half_bytes_and_keys():
     assert nbytes({"a": jnp.ones((3, 5), jnp.bfloat16), "b": jax.ShapeDtypeStruct((3,), jnp.int4)}) == 30 + 2
     assert nbytes(TREE["w"]) == 8 + 4
     assert nbytes(jax.random.key(0)) == 8
+    assert (
+        nbytes({"four": jax.ShapeDtypeStruct((6,), jnp.float4_e2m1fn), "two": jax.ShapeDtypeStruct((6,), jnp.int2)})
+        == 5
+    )
+    assert nbytes({"number": 0.5, "mask": jnp.ones(3, bool)}) == 4 + 3

@@ -8,12 +8,13 @@ import pytest
 from jax import lax
 from user_models import MODELS, normal, of
 
-from jaxbig.calibrate import calibrate
+from jaxbig.calibrate import NotMeasured, calibrate
 from jaxbig.errors import UsageError
 from jaxbig.usage import usage
 from jaxbig.weight import Scaled
 
 X = normal(5, 4)
+IDS = jnp.array([[0, 2], [8, 1], [3, 3]])
 
 
 def read(fn, *shapes, x=X):
@@ -33,6 +34,12 @@ KINDS = {
     "heads": (lambda x, w: jnp.einsum("bhi,hio->bho", x.reshape(5, 2, 2), w), (2, 2, 3), ("product", (-2,), (-1,))),
     "lookup": (lambda x, w: jnp.take(w, jnp.array([0, 2]), axis=0), (3, 4), ("lookup", (-2,), (-1,))),
     "lookup of columns": (lambda x, w: jnp.take(w, jnp.array([0, 2]), axis=1), (3, 4), ("lookup", (-1,), (-2,))),
+    "the same lookup in all of a stack": (lambda x, w: jax.vmap(lambda w: w[IDS])(w), (3, 9, 4),
+                                          ("lookup", (-2,), (-3, -1))),
+    "lookup in each of a stack": (lambda x, w: jax.vmap(lambda w, i: w[i], out_axes=1)(w, IDS), (3, 9, 4),
+                                  ("lookup", (-2,), (-1,))),
+    "lookup of columns, each layer its own": (lambda x, w: jax.vmap(lambda w, i: w[:, i])(w, IDS), (3, 4, 9),
+                                              ("lookup", (-1,), (-2,))),
     "conv": (lambda x, w: lax.conv_general_dilated(x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
              (3, 4, 6), ("conv", (-3, -2), (-1,))),
     "other": (lambda x, w: x + w, (4,), ("other", (), ())),
@@ -205,6 +212,76 @@ def test_calibrate_of_a_vmapped_stack_and_of_joined_weights():
     stats = calibrate(lambda p, x: x @ jnp.concatenate([p["v"], p["w"]]), joined, [(X,)], gram=True)
     assert_moments(stats["v"], X[:, :2])
     assert_moments(stats["w"], X[:, 2:])
+
+
+@pytest.mark.parametrize("spec", [("NWC", "WIO", "NWC"), ("NCW", "OIW", "NCW"), ("NWC", "IOW", "NCW")])
+def test_calibrate_sums_a_convolution_s_patches(spec):
+    kernel = normal(*[{"W": 3, "I": 4, "O": 6}[axis] for axis in spec[1]])
+    x = jnp.moveaxis(normal(2, 7, 4), (0, 1, 2), [spec[0].index(axis) for axis in "NWC"])
+
+    def fn(params, x):
+        return lax.conv_general_dilated(x, params["w"], (2,), ((1, 2),), dimension_numbers=spec)
+
+    stats = calibrate(fn, {"w": kernel}, [(x,), (x + 1,)], gram=True)["w"]
+    order = [spec[1].index(axis) for axis in spec[1] if axis != "O"]
+    rows = []
+    for batch in (x, x + 1):
+        padded = np.pad(np.moveaxis(np.asarray(batch), [spec[0].index(axis) for axis in "NWC"], (0, 1, 2)),
+                        ((0, 0), (1, 2), (0, 0)))  # fmt: skip
+        patches = [padded[:, i : i + 3] for i in range(0, 8, 2)]  # [N, W, I]
+        names = [spec[1][axis] for axis in order]
+        rows += [np.moveaxis(p, (1, 2), (1 + names.index("W"), 1 + names.index("I"))).reshape(2, -1) for p in patches]
+    count, total, square, gram = moments_of(np.concatenate(rows))
+    assert stats.count == count
+    assert stats.total.shape == tuple(kernel.shape[axis] for axis in order)
+    np.testing.assert_allclose(stats.total.reshape(-1), total, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stats.square.reshape(-1), square, rtol=1e-5)
+    np.testing.assert_allclose(stats.gram, gram, rtol=1e-4, atol=1e-4)
+
+
+UNMEASURED = {
+    "an expanded weight": (lambda x, w: x @ (w * x.sum(0)[:, None]), (4, 6), "`mul`"),
+    "a loop of unknown length": (lambda x, w: lax.while_loop(lambda x: x.sum() < 0, lambda x: x @ w, x), (4, 4),
+                                 "`dot_general`"),
+    "groups": (lambda x, w: lax.conv_general_dilated(x[None], w, (1,), "SAME", feature_group_count=2,
+                                                     dimension_numbers=("NWC", "WIO", "NWC")), (3, 2, 6),
+               "`conv_general_dilated`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_calibrate_tells_what_it_does_not_measure(name):
+    fn, shape, primitive = UNMEASURED[name]
+    with pytest.warns(NotMeasured, match=rf"w is used for {primitive} at .*test_usage\.py:\d+") as caught:
+        assert calibrate(lambda params, x: fn(x, params["w"]), {"w": normal(*shape)}, [(X,)]) == {}
+    assert caught[0].filename == __file__
+
+
+def test_calibrate_is_silent_about_what_is_only_added_or_looked_up():
+    params = {"w": W, "position": normal(5, 4), "bias": normal(4), "table": normal(9, 4)}
+
+    def fn(params, x):
+        return (x + params["position"]) @ params["w"] + params["bias"] + params["table"][IDS[0, 1]]
+
+    assert list(calibrate(fn, params, [(jnp.stack([X, X]),)])) == ["w"]
+
+
+def test_calibrate_loses_no_batch_however_many_came_before():
+    batches = [(jnp.full((1, 1), 4096.0),), (jnp.ones((1, 1)),)]  # 2**24 + 1 is no float32
+    stats = calibrate(lambda params, x: x @ params["w"], {"w": jnp.ones((1, 1))}, batches)["w"]
+    assert stats.square.item() == 2**24 + 1
+
+
+def test_a_bar_in_a_name_is_no_join():
+    params = {"a|b": W}
+    (use,) = usage(lambda params, x: x @ params["a|b"], params, X)["a|b"]
+    assert axes(use) == ("product", (-2,), (-1,))
+    assert_moments(calibrate(lambda params, x: x @ params["a|b"], params, [(X,)], gram=True)["a|b"], X)
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("d")
+    local = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(jax.P(), rows), out_specs=rows)
+    (use,) = usage(lambda params, x: local(params["a|b"], x), params, X)["a|b"]
+    assert axes(use) == ("product", (-2,), (-1,))
 
 
 def test_calibrate_needs_a_batch():

@@ -97,7 +97,9 @@ def prune(
                 and not any(u.head or u.kind == "lookup" for u in its)
             )
 
-        leaves = selected(where, params, default)
+        leaves = selected(where, params, default, uses)
+        if not leaves:  # an empty tree
+            return Split(params, {}, {})
         size = {path: jnp.abs(materialise(leaf)) for path, leaf in leaves.items()}
         if pattern:
             masks = {p: n_of_m(a, keep, of, _last_input(a, uses.get(p, ())), p) for p, a in size.items()}

@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 from jaxbig.transform import Split, Transform, selected, technique
 from jaxbig.tree import replace
-from jaxbig.weight import Weight, aligned, innermost, is_weight, rebase, recompute, static
+from jaxbig.weight import Weight, aligned, innermost, is_weight, rebase, recompute, static, wide
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -69,14 +70,14 @@ class Quantized(Weight):
         return unpack(self.codes, self.packed, signed=self.format == "int4" and self.zero is None)
 
     def materialise(self):
-        codes, wide = self.integers(), jnp.promote_types(self.to, jnp.float32)
+        codes, dtype = self.integers(), wide(self.to)
         if self.format == "nf4":
-            values = jnp.asarray(NF4, wide)[codes]
+            values = jnp.asarray(NF4, dtype)[codes]
         else:
-            values = codes.astype(wide)
+            values = codes.astype(dtype)
             if self.zero is not None:
-                values = by_group(values, self.zero.astype(wide), jnp.subtract)
-        return by_group(values, self.scale.astype(wide), jnp.multiply).astype(self.to)
+                values = by_group(values, self.zero.astype(dtype), jnp.subtract)
+        return by_group(values, self.scale.astype(dtype), jnp.multiply).astype(self.to)
 
     def product(self, x, c):
         summed = [i for i in range(-self.ndim, 0) if c.w[i] not in c.out]
@@ -147,12 +148,12 @@ def encode(
         shape: the scales' shape; each entry divides the array's.
         packed: the axis to pack 4-bit codes along, or None.
     """
-    wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    values = array.astype(wide(array.dtype))
     split, every = [], []
     for n, groups in zip(array.shape, shape, strict=True):
         split += [groups, n // groups]
         every.append(len(split) - 1)
-    blocks, zero = wide.reshape(split), None
+    blocks, zero = values.reshape(split), None
     if format == "nf4" or symmetric:
         top = 1.0 if format == "nf4" else 2 ** (BITS[format] - 1) - 1
         scale = jnp.abs(blocks).max(tuple(every), keepdims=True) / top
@@ -166,7 +167,7 @@ def encode(
     scale = jnp.where(scale == 0, 1.0, scale)
     if format == "nf4":
         levels = np.asarray(NF4)
-        codes = jnp.searchsorted(jnp.asarray((levels[1:] + levels[:-1]) / 2, wide.dtype), blocks / scale).astype(
+        codes = jnp.searchsorted(jnp.asarray((levels[1:] + levels[:-1]) / 2, values.dtype), blocks / scale).astype(
             jnp.uint8
         )
     elif zero is None:
@@ -206,7 +207,10 @@ def quantize(
         already (pruned, say) is quantised at its base.
 
     Raises:
-        UsageError: an unknown format or `per`, nf4 asked to be asymmetric, or a leaf that is quantised already.
+        UsageError: an unknown format or `per`, nf4 asked to be asymmetric, a group that is no whole number, or a leaf
+            that is quantised already.
+        UserError: a leaf holds NaN or infinity, which would spread over its block. Only `init` on concrete arrays can
+            see that; under jit the block's scale, and all of the block, is what they make of it.
 
     Error: at most half a step, ``scale / 2`` (int8 per channel: absmax / 254), nf4 at most 0.152 absmax. Cost: a
     product expands the codes of one weight, and again in the backward pass; 1 or 1/2 byte a parameter, and a float32
@@ -228,12 +232,14 @@ def quantize(
         raise UsageError(f"quantize: per={per!r}; it is 'tensor', 'channel' or 'group'")
     if format == "nf4" and not symmetric:
         raise UsageError("quantize: nf4 has no asymmetric form; use int4 with symmetric=False")
+    if not isinstance(group, int | np.integer) or group < 1:
+        raise UsageError(f"quantize: group={group!r}; it is a whole number of at least 1")
     blocks = per or ("channel" if format == "int8" else "group")
 
     def init(key, params, uses):
         codes = {}
         chosen = selected(
-            where, params, lambda path, leaf: any(u.kind in ("product", "conv") for u in uses.get(path, ()))
+            where, params, lambda path, leaf: any(u.kind in ("product", "conv") for u in uses.get(path, ())), uses
         )
         for path, leaf in chosen.items():
             if not _dense(path, leaf):
@@ -242,6 +248,9 @@ def quantize(
             shape = _scales_shape(leaf.shape, use, blocks, group)
             packed = _packed_axis(leaf.shape, use) if BITS[format] == 4 else None
             leaf = leaf.settled() if is_weight(leaf) else leaf
+            bottom = innermost(leaf)
+            if not isinstance(bottom, Tracer) and not bool(jnp.isfinite(bottom).all()):
+                raise UserError(f"quantize: {path} holds NaN or infinity; mend it, or exclude it with where=")
             codes[path] = rebase(leaf, lambda array: encode(array, format, symmetric, shape, packed))  # noqa: B023
         return Split(replace(params, codes), {}, {})
 

@@ -38,6 +38,7 @@ def run(fn: Callable, args: tuple, kwargs: dict, interpreter: Interpreter) -> tu
     leaves, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_weight)
     views = [View.of(leaf, path_of(keys[2:])) for keys, leaf in leaves if is_weight(leaf)]
 
+    @functools.wraps(fn)  # what jax says of results that are no arrays, it says of the user's function
     def flat(*arrays):
         rest = iter(arrays)
         filled = [next(rest) if is_weight(leaf) else leaf for _, leaf in leaves]
@@ -58,6 +59,8 @@ def lift(fn: Callable, *, strict: bool = False) -> Callable:
 
     Args:
         fn: a traceable function; Weights may be anywhere in its arguments. Everything else in them may be anything.
+            Messages give a weight's path in its argument: lift ``lambda p, x: model.apply({"params": p}, x)`` to read
+            those that `where` knows; of ``model.apply`` itself they begin with ``params/``.
         strict: raise a `MaterialiseError` where a Weight would have to be expanded to a plain array.
 
     Returns:

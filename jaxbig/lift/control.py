@@ -155,11 +155,20 @@ def _layers(interpreter: Interpreter, eqn, x):
         return x, None
     if x.weight_axis(0) != -len(x.perm) or x.perm[0] != 0 or x.weight.blocks(-len(x.perm)):
         return interpreter.dense(x, eqn, "its layers are not on its leading axis"), None
-    stacked, shared = x.weight.unstack()
-    layer = jax.eval_shape(lambda parts: restack(jax.tree.map(lambda part: part[0], parts), shared), stacked)
-    if not _whole(layer):
+    parts = unstacked(x.weight)
+    if parts is None:
         return interpreter.dense(x, eqn, "one of its layers is no weight of the same kind"), None
-    return stacked, View(shared, tuple(axis - 1 for axis in x.perm[1:]), x.shape[1:], x.path)
+    stacked, shared = parts
+    return stacked, replace(x, weight=shared, perm=tuple(axis - 1 for axis in x.perm[1:]), shape=x.shape[1:])
+
+
+def unstacked(weight) -> tuple[Any, Any] | None:
+    """What `Weight.unstack` gives, or None where a layer of the stack is no weight of the same kind."""
+    if weight.blocks(-weight.ndim):
+        return None
+    stacked, shared = weight.unstack()
+    layer = jax.eval_shape(lambda parts: restack(jax.tree.map(lambda part: part[0], parts), shared), stacked)
+    return (stacked, shared) if _whole(layer) else None
 
 
 def _whole(weight) -> bool:

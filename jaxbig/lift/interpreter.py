@@ -1,11 +1,12 @@
 """The evaluator behind `lift`: a jaxpr run on values of which some are Weights.
 
 A *view* is a Weight as the model sees it after transposes and reshapes. Each primitive that may meet a view has a rule
-in `RULES` (filled by `lift.py`): it gets the interpreter, the equation and its inputs, and returns the outputs, or
-NotImplemented. Without a rule the weight becomes a plain array, and the user is told.
+in `RULES`, which the modules beside this one fill: it gets the interpreter, the equation and its inputs, and returns
+the outputs, or NotImplemented. Without a rule the weight becomes a plain array, and the user is told.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from jaxbig.weight import Concat, Dense, Scaled, is_weight, static
 
 _LIBRARIES = tuple(f"{Path(str(library.__file__)).parent}{os.sep}" for library in (flax, np))
 RULES: dict[str, Callable[["Interpreter", Any, list[Any]], Any]] = {}
+_SHOWN: dict[Any, Any] = {}  # what Python's warning filters have shown: they decide whether to say it again
 
 
 def rule(*primitives: str):
@@ -49,12 +51,16 @@ class MaterialiseError(UserError):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class View:
-    """A weight as the model sees it: ``transpose(weight, perm).reshape(shape)``, at `path` in the tree."""
+    """A weight as the model sees it: ``transpose(weight, perm).reshape(shape)``, at `path` in the tree.
+
+    Of several leaves joined together `joined` has each one's path, "" for a plain array.
+    """
 
     weight: Any
     perm: tuple[int, ...] = static()
     shape: tuple[int, ...] = static()
     path: str = static()
+    joined: tuple[str, ...] = static(default=())
 
     @staticmethod
     def of(weight: Any, path: str) -> "View":
@@ -63,11 +69,6 @@ class View:
     @property
     def dtype(self):
         return self.weight.dtype
-
-    @property
-    def joined(self) -> bool:
-        """Whether the weight is several leaves joined together."""
-        return "|" in self.path
 
     @property
     def plain(self) -> bool:
@@ -126,7 +127,7 @@ class Interpreter:
     strict: bool = False
     observe: Callable[..., Any] | None = None
     taps: dict[str, Any] = field(default_factory=dict)
-    said: set[tuple[str, str]] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
     calls: list[Any] = field(default_factory=list)
 
     def evaluate(self, jaxpr: Any, values: list[Any]) -> list[Any]:
@@ -167,30 +168,33 @@ class Interpreter:
         if not watched(value.weight):
             name = eqn.primitive.name if eqn is not None else "the function's own result"
             place = self.place() if eqn is not None else "its return statement"
-            self.say(
-                value.path,
-                f"{value.path}: {value.weight.kind()} is expanded to a plain array for `{name}`"
-                f"{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a product",
+            lost = value.weight.loses()
+            message = (
+                f"{value.path}: {value.weight.kind()} is expanded to a plain array{lost and f', without {lost},'} for "
+                f"`{name}`{why and ' (' + why + ')'} at {place}; exclude it with `where`, or rewrite that line as a "
+                "product"
             )
+            if self.strict:
+                raise MaterialiseError(message)
+            self.say(message, place if eqn is not None else source_info_util.summarize(source_info_util.current()))
         return value.apply(value.weight.materialise())
 
     def place(self) -> str:
-        """The user's line that is being evaluated."""
-        lines: list[str] = []
-        for eqn in self.calls:
-            own = source_info_util.summarize(eqn.source_info, num_frames=1000).splitlines()
-            own = [line for line in own if not line.startswith(_LIBRARIES)]
-            # a body that was traced for an earlier call tells of that one: then the call's own line is the right one
-            if len(own) > len(lines) and own[: len(lines)] == lines:
-                lines = own
-        return lines[-1] if lines else "an unknown line"
+        """The user's line that is being evaluated: the innermost that is known."""
+        for eqn in reversed(self.calls):
+            lines = source_info_util.summarize(eqn.source_info, num_frames=1000).splitlines()
+            own = [line for line in lines if not line.startswith((*_LIBRARIES, "unknown"))]
+            if own:  # a library's own body has no line of the user's; its call has
+                return own[-1]
+        return "an unknown line"
 
-    def say(self, path: str, message: str) -> None:
-        if self.strict:
-            raise MaterialiseError(message)
-        if (path, message) not in self.said:
-            self.said.add((path, message))
-            warnings.warn(message, MaterialiseWarning, stacklevel=2)
+    def say(self, message: str, place: str) -> None:
+        """Warns as from the user's line: Python shows that line, not one of ours."""
+        if message not in self.said:
+            self.said.add(message)
+            at = re.match(r"(.+?):(\d+)(:\d+)? \(", place)
+            file, line = (at[1], int(at[2])) if at else (place, 0)
+            warnings.warn_explicit(message, MaterialiseWarning, file, line, registry=_SHOWN)
 
     def tell(self, view: View, kind: str, x: Any, details: Any, eqn: Any) -> None:
         """Shows one use of a weight to the observer; of joined weights, each one's."""
@@ -200,7 +204,7 @@ class Interpreter:
         while isinstance(weight, Scaled):
             weight = weight.base
         if isinstance(weight, Concat):
-            for leaf, path, piece in zip(weight.leaves, view.path.split("|"), weight.pieces(x, details), strict=True):
+            for leaf, path, piece in zip(weight.leaves, view.joined, weight.pieces(x, details), strict=True):
                 if path:
                     self.tell(View.of(leaf, path), kind, piece, details, eqn)
             return

@@ -2,12 +2,14 @@
 
 import string
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxbig.contraction import Contraction, Convolution
+from jaxbig.lift.control import unstacked
 from jaxbig.lift.interpreter import Interpreter, View, bind, rule
-from jaxbig.weight import conv, product
+from jaxbig.weight import conv, product, restack
 
 
 @rule("dot_general")
@@ -16,6 +18,8 @@ def _dot_general(interpreter: Interpreter, eqn, inputs):
         inputs = [interpreter.dense(inputs[0], eqn, "a product of two weights"), inputs[1]]
     left = isinstance(inputs[0], View)
     view, x = inputs if left else inputs[::-1]
+    if not jnp.issubdtype(x.dtype, jnp.inexact):  # a weight's parts in an integer's dtype would be no weight any more
+        x = x.astype(eqn.outvars[0].aval.dtype)
     plan = _plan_product(view, x, eqn, left)
     if plan is None:
         return NotImplemented
@@ -117,23 +121,45 @@ def _conv(interpreter: Interpreter, eqn, inputs):
 def _gather(interpreter: Interpreter, eqn, inputs):
     view, indices = inputs
     d = eqn.params["dimension_numbers"]
-    if not isinstance(view, View) or len(d.start_index_map) != 1 or d.operand_batching_dims:
+    if not isinstance(view, View) or len(d.start_index_map) != 1 or not view.plain:
         return NotImplemented
-    axis = d.start_index_map[0]
-    whole = tuple(1 if a == axis else n for a, n in enumerate(view.shape))
-    if d.collapsed_slice_dims != (axis,) or eqn.params["slice_sizes"] != whole or not view.plain:
+    axis, stack = int(d.start_index_map[0]), tuple(d.operand_batching_dims)
+    whole = tuple(1 if a == axis or a in stack else n for a, n in enumerate(view.shape))
+    if d.collapsed_slice_dims != (axis,) or eqn.params["slice_sizes"] != whole or stack != tuple(range(len(stack))):
         return NotImplemented
-    ids = indices[..., 0]
-    flat = ids.reshape(-1)
+    ids, at = indices[..., 0], d.start_indices_batching_dims
+    # one table for each layer of a stack, and ids of its own for each
+    own = jnp.moveaxis(ids, at, stack)
+    flat = own.reshape(*own.shape[: len(stack)], -1)
     flat = flat if "IN_BOUNDS" in str(eqn.params["mode"]) else jnp.clip(flat, 0, view.shape[axis] - 1)
-    rows = view.weight.lookup(flat, axis - len(view.shape))
+    rows = _rows(view.weight, flat, axis)
     if rows is NotImplemented:
         return NotImplemented
-    interpreter.tell(view, "lookup", ids, axis, eqn)
-    y = jnp.moveaxis(rows, axis, 0).reshape(ids.shape + view.shape[:axis] + view.shape[axis + 1 :])
-    y = _fill(y, ids, view.shape[axis], eqn)
+    interpreter.tell(view, "lookup", ids, (axis, stack), eqn)
+    rest = tuple(n for a, n in enumerate(view.shape) if a != axis and a not in stack)
+    y = jnp.moveaxis(rows, axis, len(stack)).reshape(own.shape + rest)
+    y = _fill(jnp.moveaxis(y, stack, at), ids, view.shape[axis], eqn)
     batch = [i for i in range(y.ndim) if i not in d.offset_dims]
     return [jnp.moveaxis(y, range(y.ndim), [*batch, *d.offset_dims])]
+
+
+def _rows(weight, ids, axis: int):
+    """Rows of a table by 1-D ids, or of each table of a stack by its own."""
+    if ids.ndim == 1:
+        return weight.lookup(ids, axis - weight.ndim)
+    parts = unstacked(weight)
+    if parts is None:
+        return NotImplemented
+    stacked, shared = parts
+    refused = []
+
+    def layer(part, ids):
+        rows = _rows(restack(part, shared), ids, axis - 1)
+        refused.append(rows is NotImplemented)
+        return ids if rows is NotImplemented else rows
+
+    rows = jax.vmap(layer)(stacked, ids)
+    return NotImplemented if any(refused) else rows
 
 
 def _fill(y, ids, size: int, eqn):

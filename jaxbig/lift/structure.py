@@ -120,7 +120,7 @@ def _split(interpreter: Interpreter, eqn, inputs):
 def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
     """A view whose weight has some axes cut; NotImplemented where a weight's parts hold blocks along such an axis."""
     shape = (eqn.outvars[0] if out is None else out).aval.shape
-    weight, perm = view.weight, view.perm
+    weight = view.weight
     for axis, cut in cuts.items():
         if shape[axis] == view.shape[axis]:
             continue
@@ -130,7 +130,7 @@ def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
         weight = weight.map_axis(own, cut)
         if weight.shape[own] != shape[axis]:
             return NotImplemented
-    return [View(weight, perm, tuple(shape), view.path)]
+    return [replace(view, weight=weight, shape=tuple(shape))]
 
 
 @rule("concatenate")
@@ -138,5 +138,6 @@ def _concatenate(interpreter: Interpreter, eqn, inputs):
     if not all(view.plain and not view.joined for view in inputs if isinstance(view, View)):
         return NotImplemented
     leaves = tuple(view.weight if isinstance(view, View) else view for view in inputs)
-    path = "|".join(view.path if isinstance(view, View) else "" for view in inputs)
-    return [View.of(Concat(leaves, eqn.params["dimension"] - len(inputs[0].shape)), path)]
+    each = tuple(view.path if isinstance(view, View) else "" for view in inputs)
+    joined = View.of(Concat(leaves, eqn.params["dimension"] - len(inputs[0].shape)), " + ".join(filter(None, each)))
+    return [replace(joined, joined=each)]

@@ -39,7 +39,9 @@ def bitfit(where: Any = None) -> Transform:
         shape = {path: leaf.shape for path, leaf in paths(params).items()}
         return move(
             params,
-            selected(where, params, lambda path, leaf: _added(uses.get(path, ())) and _long(shape[path]) in shapes),
+            selected(
+                where, params, lambda path, leaf: _added(uses.get(path, ())) and _long(shape[path]) in shapes, uses
+            ),
         )
 
     return Transform("bitfit", init, put_back)

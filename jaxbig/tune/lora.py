@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.contraction import contract
 from jaxbig.errors import UsageError
 from jaxbig.transform import Split, Transform, key_for, selected, technique
 from jaxbig.tree import paths, replace
-from jaxbig.weight import Weight, aligned, conv, materialise, product, static
+from jaxbig.weight import Weight, aligned, conv, materialise, product, static, wide
 
 
 class LowRank(Weight):
@@ -47,6 +48,9 @@ class LowRank(Weight):
     def kind(self):
         return super().kind() if self.a is None else f"{super().kind()} r={self.a.shape[-1]}"
 
+    def loses(self):
+        return super().loses() if self.key is None else "its dropout"
+
     def materialise(self):
         if self.only != "all":
             raise UsageError(
@@ -56,9 +60,9 @@ class LowRank(Weight):
         letters = "abcdefghijklmnopqrstuvwxy"[: self.ndim]
         mapping = self.axes()
         a, b = ("".join("z" if i is None else letters[i] for i in mapping[name]) for name in ("a", "b"))
-        dtype = jnp.promote_types(base.dtype, self.a.dtype)
+        dtype = self.a.dtype if base.dtype.itemsize == 1 else jnp.promote_types(base.dtype, self.a.dtype)
         delta = contract(self.a.astype(dtype) * self.scale.astype(dtype), a, self.b.astype(dtype), b, letters)
-        return (base + delta).astype(base.dtype)
+        return (base.astype(dtype) + delta).astype(base.dtype)
 
     def _dropped(self, x):
         if self.key is None:
@@ -116,7 +120,7 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         UsageError: a selected leaf is neither multiplied nor looked up, or trained whole by an earlier link.
 
     Init: A uniform in ``+-1/sqrt(fan_in)``, B zero (for look-up tables A zero, B normal): the model is unchanged, bit
-    for bit (one that multiplies its own weights by a number: to rounding).
+    for bit (one that multiplies its own weights by a number: to rounding), up to the sign of zeros: -0.0 + 0.0 is 0.0.
 
     Cost: ``r * (in + out)`` parameters a layer; forward ``2 r (in + out)`` FLOPs a row; nothing of the size of W is
     ever formed.
@@ -130,18 +134,24 @@ def lora(rank: int = 8, alpha: float | None = None, where: Any = None, dropout: 
         {'w': {'a': (4, 2), 'b': (2, 3)}}
 
     Reference: Hu et al. 2021, arXiv:2106.09685. Deviations: A's init is PEFT's (the paper says Gaussian); kernels with
-    several input or output axes and convolutions are factored between all inputs and all outputs.
+    several input or output axes and convolutions are factored between all inputs and all outputs; dropout draws one
+    mask for each leaf, layer and call of `apply`, so that all uses of a shared weight in a step (a cell's time
+    steps, both ends of a tied table) drop alike, where PEFT draws anew; look-ups drop nothing. Where a weight has to be
+    expanded to a plain array (grouped convolutions) there is no input to drop: the update is whole, and the warning of
+    the expansion says so.
     """
     if uses not in ("all", "lookup"):
         raise UsageError(f"lora: uses={uses!r}; it is 'all' or 'lookup'")
-    if rank < 1:
-        raise UsageError(f"lora: rank={rank}; it is at least 1")
+    if not isinstance(rank, int | np.integer) or rank < 1:
+        raise UsageError(f"lora: rank={rank!r}; it is a whole number of at least 1")
     if isinstance(dropout, float | int) and not 0 <= dropout < 1:
         raise UsageError(f"lora: dropout={dropout}; it lies in [0, 1)")
 
     def init(key, params, known):
         train, state = {}, {}
-        for path, leaf in selected(where, params, lambda path, leaf: _by_default(known.get(path, ()), uses)).items():
+        for path, leaf in selected(
+            where, params, lambda path, leaf: _by_default(known.get(path, ()), uses), known
+        ).items():
             use = _orientation(path, known)
             if uses == "lookup" and use.kind != "lookup":
                 raise UsageError(f"lora: {path} is never looked up; with uses='lookup' nothing would be trained there")
@@ -188,7 +198,7 @@ def _factors(key, leaf, use, rank: int) -> dict[str, jax.Array]:
     n, shape = len(leaf.shape), tuple(leaf.shape)
     stack = tuple(shape[i] for i in range(-n, 0) if i not in use.in_axes + use.out_axes)
     inner, outer = tuple(shape[i] for i in use.in_axes), tuple(shape[i] for i in use.out_axes)
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    dtype = wide(leaf.dtype)
     if use.kind == "lookup":
         a = jnp.zeros((*stack, *inner, rank), dtype)
         return {"a": a, "b": jax.random.normal(key, (*stack, rank, *outer), dtype)}

@@ -12,7 +12,7 @@ import pytest
 from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import Sparse
 from jaxbig.compress.quantize import BITS, NF4, encode, quantize
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 from jaxbig.lift import MaterialiseWarning, lift
 from jaxbig.transform import chain
 from jaxbig.tree import nbytes
@@ -157,6 +157,8 @@ def test_encode_stacks_as_it_encodes_layers():
     [
         (lambda: quantize("int3"), "format='int3'; it is one of int8, int4, nf4"),
         (lambda: quantize("int8", per="row"), "per='row'"),
+        (lambda: quantize("int4", group=0), "group=0; it is a whole number"),
+        (lambda: quantize("int4", group=2.0), "group=2.0; it is a whole number"),
         (lambda: quantize("nf4", symmetric=False), "nf4 has no asymmetric form"),
         (lambda: quantize("int8", where="n").init(None, {"n": jnp.arange(3)}, {}), "n is no array of floating numbers"),
         (
@@ -169,6 +171,16 @@ def test_errors_are_one_clear_line(make, words):
     with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
         make()
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name_and_masked_entries_are_not_looked_at(bad):
+    params = {"ok": jnp.ones((4, 4)), "bad": jnp.ones((4, 4)).at[1, 2].set(bad)}
+    with pytest.raises(UserError, match="bad holds NaN or infinity"):
+        quantize("int8", where=".*").init(None, params, {})
+    masked = Sparse(params["bad"], jnp.isfinite(params["bad"]), "some")
+    assert bool(jnp.isfinite(quantize("int8", where="w").init(None, {"w": masked}, {}).params["w"].materialise()).all())
+    jax.jit(lambda params: quantize("int8", where=".*").init(None, params, {}).params)(params)  # not seen under jit
 
 
 def test_merging_allows_another_round():

@@ -9,7 +9,7 @@ import pytest
 
 from jaxbig.compress.merge import merge
 from jaxbig.errors import UsageError
-from jaxbig.lift import lift
+from jaxbig.lift import MaterialiseWarning, lift
 from jaxbig.transform import chain
 from jaxbig.tree import paths
 from jaxbig.tune.bitfit import bitfit
@@ -223,7 +223,7 @@ def test_a_tied_table_is_adapted_in_both_uses_or_in_its_lookup_alone():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: lora(rank=0), "rank=0; it is at least 1"),
+        (lambda: lora(rank=0), "rank=0; it is a whole number of at least 1"),
         (lambda: lora(uses="product"), "uses='product'"),
         (lambda: lora(where="v").init(KEY, PARAMS, USES), "nearest paths: head, w"),
         (lambda: lora(where="b").init(KEY, {"b": jnp.ones(2)}, {}), "neither multiplied nor looked up"),
@@ -234,6 +234,38 @@ def test_errors_are_one_clear_line(make, words):
     with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
         make()
     assert words in str(caught.value)
+
+
+def test_an_8_bit_floating_base_is_adapted():
+    params = {"w": jnp.asarray(np.linspace(-1, 1, 24).reshape(6, 4), jnp.float8_e4m3fn)}
+    fn = lambda params, x: jnp.tanh(x @ params["w"].astype(jnp.float32))  # noqa: E731
+    method, x = lora(rank=2, where="w"), jnp.linspace(-1, 1, 12).reshape(2, 6)
+    split = method.init(KEY, params, usage(fn, params, x))
+    assert split.train["w"]["a"].dtype == jnp.float32
+    np.testing.assert_array_equal(merge(method.apply(split))["w"].astype(jnp.float32), params["w"].astype(jnp.float32))
+    train = jax.tree.map(lambda leaf: leaf + 0.5, split.train)
+    low = train["w"]
+    np.testing.assert_allclose(
+        lift(fn, strict=True)(method.apply(split._replace(train=train)), x),
+        np.tanh(np.asarray(x) @ (np.asarray(params["w"], np.float32) + np.asarray(low["a"]) @ np.asarray(low["b"]))),
+        rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_one_mask_for_all_uses_of_a_step_and_none_where_the_weight_is_expanded():
+    params, x = {"w": jnp.eye(8)}, jnp.ones((1, 8))
+    twice = lambda p, x: (x @ p["w"], x @ p["w"])  # noqa: E731
+    method = lora(rank=2, dropout=0.5, where="w")
+    split = method.init(KEY, params, usage(twice, params, x))
+    split = split._replace(train=jax.tree.map(lambda leaf: leaf + 0.5, split.train))
+    for seed in range(3):
+        one, two = lift(twice, strict=True)(method.apply(split, jax.random.key(seed)), x)
+        np.testing.assert_array_equal(one, two)
+    square = lift(lambda p: (p["w"] ** 2).sum())
+    with pytest.warns(MaterialiseWarning, match="LowRank r=2 is expanded to a plain array, without its dropout, for"):
+        dropped = square(method.apply(split, KEY))
+    with pytest.warns(MaterialiseWarning, match=r"LowRank r=2 is expanded to a plain array for"):
+        np.testing.assert_array_equal(dropped, square(method.apply(split)))
 
 
 def test_a_wide_adapter_over_a_bf16_base_stays_float32():
