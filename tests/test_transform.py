@@ -334,9 +334,7 @@ def test_slots_start_again_where_a_technique_says_so(transform, name, optimizer)
     }
     mine = {where: slots for where, slots in moments.items() if where.endswith(path)}
     assert len(mine) == 2  # both of Adam's
-    close = functools.partial(
-        np.testing.assert_allclose, rtol=3e-7
-    )  # two programs: a last bit may be rounded otherwise
+    close = functools.partial(np.testing.assert_allclose, rtol=3e-7)  # two programs: a last bit may differ
     for was, now, kept in mine.values():
         assert (was != 0).all()
         assert (now[:, 0] == 0).all()
