@@ -6,6 +6,7 @@ from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.head import replace_head
 from jaxbig.models.logmel import frame_count, log_mel, mel_filters
 from jaxbig.models.mlp import MLP
+from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
@@ -21,6 +22,7 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "FTTransformer",
+    "PatchConv",
     "Recurrent",
     "RecurrentStack",
     "ResNet",

@@ -11,6 +11,7 @@ import jax
 from einops import rearrange
 
 from jaxbig.errors import UserError
+from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool
 
 HE_NORMAL = nn.initializers.he_normal()
@@ -27,6 +28,8 @@ class CNN(nn.Module):
         channels: channels of each convolution.
         hidden: width of the dense layer before the head.
         padding: "VALID" or "SAME".
+        patches: convolutions as products (`PatchConv`): the same parameters, and results to rounding. For gradients
+            that are accumulated in a loop on a CPU; elsewhere it is slower.
         dropout: rate before the head, used when called with ``train=True`` (needs a "dropout" key).
         dtype: dtype of the computation; None: that of the inputs and parameters. Parameters are float32.
 
@@ -53,6 +56,7 @@ class CNN(nn.Module):
     channels: Sequence[int] = (32, 64)
     hidden: int = 128
     padding: str = "VALID"
+    patches: bool = False
     dropout: float = 0.0
     dtype: Any = None
 
@@ -61,8 +65,9 @@ class CNN(nn.Module):
         if x_BHWC.ndim != 4:
             raise UserError(f"CNN: images of shape {x_BHWC.shape}; give [batch, height, width, channels]")
         images = x_BHWC.shape
+        convolution = PatchConv if self.patches else nn.Conv
         for index, channels in enumerate(self.channels):
-            conv = nn.Conv(
+            conv = convolution(
                 channels, (3, 3), padding=self.padding, kernel_init=HE_NORMAL, dtype=self.dtype, name=f"conv_{index}"
             )
             x_BHWC = max_pool(nn.relu(conv(x_BHWC)))

@@ -30,6 +30,7 @@ def row(numbers):
 MODELS = {
     "mlp": lambda: (MLP(3, (8,)), (normal(2, 6),)),
     "cnn": lambda: (CNN(3, (4, 6), 8, "SAME"), (normal(2, 8, 8, 1),)),
+    "cnn of patches": lambda: (CNN(3, (4, 6), 8, patches=True), (normal(2, 12, 12, 1),)),
     "resnet basic": lambda: (ResNet(3, blocks=(1, 1), channels=4), (normal(2, 32, 32, 3),)),
     "resnet bottleneck": lambda: (ResNet(3, (1, 1), 4, "cifar", bottleneck=True, remat=True), (normal(2, 8, 8, 3),)),
     "lstm of tokens": lambda: (

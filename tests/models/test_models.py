@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbig.errors import UserError
-from jaxbig.models import CNN, MLP, ViT, max_pool, replace_head, stack_layers, unstack_layers, vit
+from jaxbig.models import CNN, MLP, PatchConv, ViT, max_pool, replace_head, stack_layers, unstack_layers, vit
 
 SMALL = {"num_classes": 3, "patch": 4, "width": 8, "layers": 2, "heads": 2, "hidden": 16}
 
@@ -46,6 +46,40 @@ def test_the_classic_cnn_on_mnist_shapes():
     shapes = jax.eval_shape(CNN().init, jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
     assert shapes["dense"]["kernel"].shape == (5 * 5 * 64, 128)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 225_034
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_convolution_as_patches_is_the_convolution(padding):
+    """Parameters, outputs and gradients, kernels of even and unequal sides too."""
+    plain, patches = CNN(3, (4, 6), 8, padding), CNN(3, (4, 6), 8, padding, patches=True)
+    x = jax.random.normal(jax.random.key(7), (2, 12, 11, 2))
+    params = jax.jit(plain.init)(jax.random.key(0), x)["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, jax.jit(patches.init)(jax.random.key(0), x)["params"])
+    step = jax.jit(lambda params: [jax.value_and_grad(loss)(params, m) for m in (plain, patches)])
+
+    def loss(params, model):
+        return jnp.sum(model.apply({"params": params}, x) ** 2)
+
+    theirs, ours = step(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), ours, theirs)
+    for size in [(2, 3), (1, 4), (5, 2)]:
+        conv = nn.Conv(4, size, padding=padding)
+        kernel = conv.init(jax.random.key(0), x)
+        expected = conv.apply(kernel, x)
+        np.testing.assert_allclose(PatchConv(4, size, padding).apply(kernel, x), expected, atol=1e-5)
+
+
+def test_the_gradient_of_a_maximum_pool_is_finite_where_its_input_is_computed_twice():
+    """Without optimisation XLA recomputes the norm in the backward pass, rounded otherwise: no entry is the maximum."""
+    norm, random = nn.LayerNorm(), np.random.default_rng(0)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    params = {name: jnp.asarray(random.normal(size=4), jnp.float32) for name in ("scale", "bias")}
+    unoptimised = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+    def loss(x, params):
+        return (max_pool(norm.apply({"params": params}, x)) ** 2).sum()
+
+    assert np.isfinite(jax.jit(jax.grad(loss), compiler_options=unoptimised)(x, params)).all()
 
 
 @pytest.mark.parametrize("size", [4, 5, 7])
@@ -134,6 +168,7 @@ def test_replace_head_is_pure_and_fits_the_model():
     [
         (lambda: CNN().init(jax.random.key(0), images()), "padding='SAME'"),
         (lambda: CNN().init(jax.random.key(0), jnp.ones((8, 8))), "batch, height"),
+        (lambda: CNN(padding="FULL", patches=True).init(jax.random.key(0), images()), "'VALID' or 'SAME'"),
         (lambda: ViT(patch=3).init(jax.random.key(0), images()), "side 3"),
         (lambda: ViT(**{**SMALL, "heads": 3}).init(jax.random.key(0), images()), "heads=3"),
         (lambda: vit("XL"), "Ti, S, B"),
