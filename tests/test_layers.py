@@ -58,6 +58,8 @@ MAY_IMPORT = {
     "resume": "errors data fingerprint job step",
     "train": CORE
     + " data objective manifest checkpoint saver placement history progress evaluate gradient step diagnose job resume",
+    "record": "errors",
+    "recipe": CORE + " data objective optim averaging job step train",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",
@@ -68,6 +70,7 @@ MAY_IMPORT = {
     "callbacks": "errors atomic history job pictures",
     "report": "errors atomic theme",
     "gallery": "errors theme",
+    "classifier_page": "errors theme history metrics plots pictures diagnostics report gallery",
     "summary": "errors data",
     "words": "errors",
     "show": "errors atomic theme data gallery summary words",

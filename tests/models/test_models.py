@@ -67,6 +67,9 @@ def test_a_convolution_as_patches_is_the_convolution(padding):
         kernel = conv.init(jax.random.key(0), x)
         expected = conv.apply(kernel, x)
         np.testing.assert_allclose(PatchConv(4, size, padding).apply(kernel, x), expected, atol=1e-5)
+        for pool in (2, 3):
+            pooled = PatchConv(4, size, padding, pool).apply(kernel, x)
+            np.testing.assert_allclose(pooled, max_pool(expected, pool), atol=1e-5)
 
 
 def test_the_gradient_of_a_maximum_pool_is_finite_where_its_input_is_computed_twice():
@@ -169,6 +172,7 @@ def test_replace_head_is_pure_and_fits_the_model():
         (lambda: CNN().init(jax.random.key(0), images()), "padding='SAME'"),
         (lambda: CNN().init(jax.random.key(0), jnp.ones((8, 8))), "batch, height"),
         (lambda: CNN(padding="FULL", patches=True).init(jax.random.key(0), images()), "'VALID' or 'SAME'"),
+        (lambda: PatchConv(4, (3, 3), pool=0).init(jax.random.key(0), images()), "pool=0"),
         (lambda: ViT(patch=3).init(jax.random.key(0), images()), "side 3"),
         (lambda: ViT(**{**SMALL, "heads": 3}).init(jax.random.key(0), images()), "heads=3"),
         (lambda: vit("XL"), "Ti, S, B"),

@@ -1,0 +1,135 @@
+"""MNIST with the classic small network: plain, with the textbook augmentation, and by a stronger recipe.
+
+Claim: conv 32 - pool - conv 64 - pool - dense 128 - dense 10 (3x3, valid) reaches 99.0% of the test images within
+  3 epochs, 99.4% within 15 with Keras's textbook augmentation; a wider net by the recipe "best" gets further.
+
+Data: the four IDX files of MNIST, gzipped or not, in one folder: --data.dir; or, prepared by tensorflow-datasets,
+  --data.name mnist (--data.download lets it fetch and prepare them, which needs tensorflow).
+Command: see RESULT
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxbig import atomic, full
+from jaxbig.classifier_page import classifier_page, rows_of
+from jaxbig.data import compose, mnist, tfds_source
+from jaxbig.data.augment_affine import Affine
+from jaxbig.data.augment_image import Flip
+from jaxbig.errors import UsageError
+from jaxbig.evaluate import predict
+from jaxbig.gradient import Accumulate
+from jaxbig.models import CNN
+from jaxbig.optim import Optimizer
+from jaxbig.recipe import Recipe, train_classifier, trained, whole
+from jaxbig.record import record
+from jaxbig.report import terminal_table
+from jaxbig.train import Run
+
+DIGITS = "0123456789"
+PART = 32
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "mnist_cnn.jsonl"
+# Keras's shear_range is in degrees: its textbook 0.2 moves no pixel by as much as a tenth of one.
+TEXTBOOK = Affine(shear=0.2, zoom=0.2)
+DISTORT = Affine(rotate=12, shift=0.08, shear=12, zoom=0.12, mode="constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    dir: str | None = None
+    """Folder of the IDX files; with `name`, the one where prepared sets lie (None: tfds's own)."""
+    name: str | None = None
+    """A set of tensorflow-datasets, such as mnist, in place of IDX files."""
+    download: bool = False
+    """Let tensorflow-datasets download and prepare it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: Data = dataclasses.field(default_factory=Data)
+    """The images."""
+    recipe: Literal["plain", "best"] = "plain"
+    """The classic network, or a wider one with dropout, distorted images, smoothed labels and averaged weights."""
+    augment: bool = False
+    """Textbook augmentation: shear 0.2, zoom 0.2, by Keras's conventions. "best" has its own."""
+    flip: bool = False
+    """Mirror half of the images. Mirrored digits are no digits, so this does harm."""
+    workdir: str = "runs/mnist_cnn"
+    """Folder of checkpoints, results.json and report.html."""
+    epochs: int = 3
+    """Epochs of each seed."""
+    batch_size: int = 128
+    """Images a step."""
+    seeds: int = 3
+    """Number of runs; run i differs in its initialisation, order and augmentation."""
+    seed: int = 0
+    """Of the first run."""
+    threads: int = 1
+    """Threads that augment the next batches."""
+    resume: bool = False
+    """Go on in a working folder where an earlier run was stopped; it ends in the same bits."""
+    record: bool = False
+    """Add the result to benchmarks/results/mnist_cnn.jsonl."""
+
+
+def main(config: Config) -> None:
+    console, since = Console(), time.perf_counter()
+    if config.flip:
+        console.print("[bold yellow]warning:[/] --flip shows mirrored digits, which are no digits; it lowers accuracy")
+    train, test = load(config.data, "train"), load(config.data, "test")
+    recipe = recipe_of(config)
+    histories, logits = {}, []
+    for seed in range(config.seed, config.seed + config.seeds):
+        console.rule(f"seed {seed}")
+        settings = dataclasses.asdict(config) | {"resume": None, "seeds": None, "record": None, "seed": seed}
+        run = Run(config.epochs, Path(config.workdir) / f"seed_{seed}", config.resume, keep_last=1, config=settings)
+        fitted = train_classifier(recipe, train, test, seed, run)
+        histories[f"seed {seed}"] = fitted.history
+        logits.append(predict(recipe.model.apply, trained(recipe, fitted), whole(test)))
+    rows = rows_of(histories, test["label"], np.stack(logits))
+    atomic.write(Path(config.workdir) / "results.json", json.dumps({"table": rows}, indent=1) + "\n")
+    told = (
+        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test. {recipe.model} {recipe.augment}"
+    )
+    page = classifier_page("MNIST with a small network", told, histories, test, np.stack(logits), DIGITS)
+    path = page.save(Path(config.workdir) / "report.html")
+    console.print(terminal_table(rows, "test images, at the end of each run"))
+    console.print(f"report: {path}")
+    if config.record:
+        record(RECORDS, {"table": rows, "seconds": round(time.perf_counter() - since, 1)})
+
+
+def load(data: Data, split: str) -> dict[str, np.ndarray]:
+    """All images of a split, float32 from 0 to 1, and their labels."""
+    if data.name is None and data.dir is None:
+        raise UsageError("mnist_cnn: no data; give --data.dir FOLDER with the IDX files, or --data.name mnist")
+    if data.name is None:
+        found = mnist(data.dir or "", split)
+    else:
+        source = tfds_source(data.name, split, data.dir, data.download)
+        found = source.batch(np.arange(len(source)))
+    return {"image": found["image"].astype(np.float32) / 255, "label": found["label"].astype(np.int32)}
+
+
+def recipe_of(config: Config) -> Recipe:
+    # On a CPU: parts of a batch whose activations stay in its caches, and convolutions that are quick in such a loop.
+    patches = jax.default_backend() == "cpu"
+    ways = (Accumulate(config.batch_size // PART),) if patches and config.batch_size % PART == 0 else ()
+    if config.recipe == "best":
+        parts, smoothing = [DISTORT], 0.1
+        model = CNN(channels=(32, 64, 128), hidden=256, padding="SAME", dropout=0.5, patches=patches)
+        optimizer = Optimizer("adamw", 2e-3, "cosine", warmup=200, weight_decay=0.05, ema=0.998)
+    else:
+        parts, smoothing = [TEXTBOOK] if config.augment else [], 0.0
+        model = CNN(patches=patches)
+        optimizer = Optimizer("adamw", 2e-3, "cosine", weight_decay=0.01)
+    parts += [Flip()] if config.flip else []
+    augment, threads = (compose(*parts), config.threads) if parts else (None, 0)
+    return Recipe(model, full(), optimizer, config.batch_size, smoothing, augment, threads, ways)
