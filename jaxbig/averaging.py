@@ -141,5 +141,21 @@ def averaged(opt_state: PyTree, train: PyTree) -> PyTree:
     return replace(train, means)
 
 
+def view(state: Any) -> Any:
+    """A trainer's state with the average in place of what is trained: for `jaxbig.job.Task`'s ``view``.
+
+    Args:
+        state: has ``split`` and ``opt_state``, as `jaxbig.step.TrainState`.
+
+    Returns:
+        the state; its ``vars`` stay. BatchNorm's statistics are then those of the weights themselves, which the average
+        follows closely where it spans few steps or the rate ends near 0.
+
+    Raises:
+        UsageError: as `averaged`.
+    """
+    return state._replace(split=state.split._replace(train=averaged(state.opt_state, state.split.train)))
+
+
 def _wide(leaf: Any) -> Any:
     return jnp.promote_types(leaf.dtype, jnp.float32)

@@ -57,6 +57,8 @@ MAY_IMPORT = {
     "resume": "errors data fingerprint job step",
     "train": CORE
     + " data objective checkpoint saver placement history progress evaluate gradient step diagnose job resume",
+    "best": "errors checkpoint job resume",
+    "record": "errors",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",
