@@ -1,6 +1,7 @@
 """What a run was at its best, read back from the checkpoint that `Run.keep_best` kept."""
 
 from pathlib import Path
+from typing import Any
 
 from jaxbig import checkpoint
 from jaxbig.errors import UserError
@@ -43,3 +44,16 @@ def at_best(task: Task, fitted: Fitted, run: Run) -> Fitted:
     state = from_parts(checkpoint.restore(folder, parts(fitted.state), step), fitted.state)
     shown = task.view(state)
     return fitted._replace(split=shown.split._replace(params=fitted.split.params), vars=shown.vars, state=state)
+
+
+def variables(task: Task, fitted: Fitted) -> dict[str, Any]:
+    """What ``module.apply`` takes: the parameters as the model reads them, and the other collections.
+
+    Args:
+        task: what the run was given.
+        fitted: what it ended with.
+
+    Returns:
+        ``{"params": ..., "batch_stats": ...}`` and whatever else is in ``vars``; leaves may be Weights.
+    """
+    return {"params": task.transform.apply(fitted.split), **fitted.vars}

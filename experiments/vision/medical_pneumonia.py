@@ -16,20 +16,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from jaxbig import atomic, diagnostics, full, pictures, plots
 from jaxbig.averaging import view
-from jaxbig.best import at_best
+from jaxbig.best import at_best, variables
 from jaxbig.data import Loader, Mapped, class_weights, compose, medmnist
 from jaxbig.data.augment_affine import Affine
-from jaxbig.data.augment_image import Cutout, Jitter
+from jaxbig.data.augment_image import Cutout, Jitter, Pack
 from jaxbig.evaluate import predict
 from jaxbig.gallery import gallery
-from jaxbig.history import TIMES
-from jaxbig.job import Fitted, Validation
+from jaxbig.job import Validation
 from jaxbig.metrics import classification_report, confusion, reliability, roc_curve
 from jaxbig.models import ResNet
 from jaxbig.objective import classify
@@ -91,17 +89,19 @@ def main(config: Config) -> None:
     path = path / "pneumoniamnist.npz" if path.is_dir() else path
     data = {split: medmnist(path, split) for split in ("train", "val", "test")}
     model = ResNet(num_classes=2, blocks=config.blocks, channels=config.channels, form="cifar")
-    fits = []
+    runs = []
     for i in range(config.seeds):
         console.rule(f"seed {config.seed + i}")
-        fits.append(train(config, model, data, config.seed + i))
-    logits = {split: np.stack([logits_of(model, fitted, data[split]) for fitted in fits]) for split in ("val", "test")}
+        runs.append(train(config, model, data, config.seed + i))
+    logits = {
+        split: np.stack([logits_of(model, trained, data[split]) for _, trained in runs]) for split in ("val", "test")
+    }
     cuts = [cut_of(data["val"]["label"], scores(own)) for own in logits["val"]]
     rows, each = table(data, logits, cuts)
     seconds = round(time.perf_counter() - since, 1)
     results = {"table": rows, "seeds": each, "thresholds": [float(1 / (1 + np.exp(-cut))) for cut in cuts]}
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
-    written = report(config, model, fits, data, logits, results)
+    written = report(config, model, runs, data, logits, results)
     console.print(terminal_table(rows, f"mean of {config.seeds} seeds; 95% intervals over test images and over seeds"))
     console.print(f"{seconds} s; report: {written}")
     if config.record:
@@ -114,17 +114,12 @@ def scaled(arrays) -> Mapped:
     return Mapped(arrays, lambda batch: batch | {"image": batch["image"].astype(np.float32) / 255})
 
 
-def packed(batch, draw=None):
-    """Each 2 x 2 pixels as the channels of one: nothing is lost, and a convolution costs a quarter."""
-    return batch | {"image": rearrange(batch["image"], "b (h i) (w j) c -> b h w (i j c)", i=2, j=2)}
-
-
-def train(config: Config, model, data, seed: int) -> Fitted:
-    """One seed, at the epoch with the best validation AUC."""
+def train(config: Config, model, data, seed: int):
+    """One seed's history, and its variables at the epoch with the best validation AUC."""
     # No mirroring: the heart is on one side. Contrast changes, because how an image was exposed must not matter.
     grey = float(data["train"]["image"].mean()) / 255
     augment = compose(
-        Affine(rotate=10, shift=0.1, zoom=0.15), Jitter(brightness=0.2, contrast=0.2), Cutout(8, grey), packed
+        Affine(rotate=10, shift=0.1, zoom=0.15), Jitter(brightness=0.2, contrast=0.2), Cutout(8, grey), Pack()
     )
     loader = Loader(scaled(data["train"]), config.batch_size, seed, augment=augment, threads=1)
     steps = config.epochs * loader.steps
@@ -143,30 +138,27 @@ def train(config: Config, model, data, seed: int) -> Fitted:
     objective = classify(model, smoothing=config.smoothing, class_weights=weights)
     held_out = Validation(
         classify(model, train=False),
-        Loader(Mapped(scaled(data["val"]), packed), 256, shuffle=False, remainder="pad"),
+        Loader(Mapped(scaled(data["val"]), Pack()), 256, shuffle=False, remainder="pad"),
         lambda found: classification_report(found["label"], found["logits"], only=["auc", "balanced_accuracy"]),
     )
     task = Task(
         objective, full(), optimizer.build(), loader, held_out, view=view if config.ema else lambda state: state
     )
     key = jax.random.key(seed)
-    variables = jax.jit(model.init)(key, jnp.zeros((1, 14, 14, 4)))
+    first = jax.jit(model.init)(key, jnp.zeros((1, 14, 14, 4)))
     settings = dataclasses.asdict(config) | {"resume": None, "seed": seed}
     run = Run(
         config.epochs, Path(config.workdir) / f"seed_{seed}", config.resume, keep_last=1, keep_best=BEST,
         stop_when=patience(BEST, config.patience), config=settings,
     )  # fmt: skip
-    split = full().init(key, variables["params"], {})
-    return at_best(task, fit(task, split, key, run, {"batch_stats": variables["batch_stats"]}), run)
+    split = full().init(key, first.pop("params"), {})
+    fitted = at_best(task, fit(task, split, key, run, first), run)
+    return fitted.history, variables(task, fitted)
 
 
-def variables_of(fitted: Fitted):
-    return {"params": full().apply(fitted.split), **fitted.vars}
-
-
-def logits_of(model, fitted: Fitted, arrays) -> np.ndarray:
-    loader = Loader(Mapped(scaled(arrays), packed), 256, shuffle=False, remainder="pad")
-    return predict(model.apply, variables_of(fitted), loader)
+def logits_of(model, trained, arrays) -> np.ndarray:
+    loader = Loader(Mapped(scaled(arrays), Pack()), 256, shuffle=False, remainder="pad")
+    return predict(model.apply, trained, loader)
 
 
 def scores(logits: np.ndarray) -> np.ndarray:
@@ -227,22 +219,20 @@ def interval_of_auc(labels: np.ndarray, z: np.ndarray):
     return bootstrap(area, np.arange(len(labels)), resamples=2000)
 
 
-def report(config: Config, model, fits: list[Fitted], data, logits, results) -> Path:
-    names = [f"seed {config.seed + i}" for i in range(len(fits))]
+def report(config: Config, model, runs, data, logits, results) -> Path:
+    names = [f"seed {config.seed + i}" for i in range(len(runs))]
     labels, z = data["test"]["label"], logits["test"]
     page = Report("Pneumonia in chest X-rays of 28 x 28 pixels")
     sizes = ", ".join(f"{len(part['label']):,} {split}" for split, part in data.items())
     page.text(
         f"PneumoniaMNIST's own split: {sizes}. "
-        f"Mean of {len(fits)} seeds; 95% intervals over the images (bootstrap) and over the seeds (t). Checkpoints and "
+        f"Mean of {len(runs)} seeds; 95% intervals over the images (bootstrap) and over the seeds (t). Checkpoints and "
         "the second threshold, the one with the most sensitivity + specificity, were chosen on the validation images; "
         "nothing was chosen on the test images."
     )
     page.table(results["table"], "Validation and test")
-    page.section("Training").figure(
-        plots.learning_curves({n: [{k: v for k, v in line.items() if k not in TIMES} for line in fitted.history]
-                               for n, fitted in zip(names, fits, strict=True)})
-    )  # fmt: skip
+    curves = {name: history for name, (history, _) in zip(names, runs, strict=True)}
+    page.section("Training").figure(plots.learning_curves(curves), "Training dashed, validation solid")
     page.section("Test images")
     page.figure(diagnostics.roc({n: roc_curve(labels, own) for n, own in zip(names, z, strict=True)}), "ROC")
     page.figure(
@@ -264,12 +254,11 @@ def report(config: Config, model, fits: list[Fitted], data, logits, results) -> 
     shown = np.concatenate([np.flatnonzero((labels == true) & (guess == taken))[:2] for true, taken in kinds])
     said = [f"{CLASSES[y]}\n→ {CLASSES[t]}" for y, t in zip(labels[shown], guess[shown], strict=True)]
     page.figure(
-        pictures.saliency(data["test"]["image"][shown], slopes(model, fits[0], data["test"]["image"][shown]), said)
+        pictures.saliency(data["test"]["image"][shown], slopes(model, runs[0][1], data["test"]["image"][shown]), said)
     )
     return page.save(Path(config.workdir) / "report.html")
 
 
-def slopes(model, fitted: Fitted, images: np.ndarray) -> np.ndarray:
-    variables = variables_of(fitted)
-    log_odds = lambda x: scores(model.apply(variables, packed({"image": x})["image"])).sum()  # noqa: E731
+def slopes(model, trained, images: np.ndarray) -> np.ndarray:
+    log_odds = lambda x: scores(model.apply(trained, Pack()({"image": x})["image"])).sum()  # noqa: E731
     return np.asarray(jax.jit(jax.grad(log_odds))(images.astype(np.float32) / 255))[..., 0]
