@@ -60,6 +60,7 @@ MAY_IMPORT = {
     + " data objective manifest checkpoint saver placement history progress evaluate gradient step diagnose job resume",
     "record": "errors",
     "recipe": CORE + " data objective optim averaging job step train",
+    "best": "errors checkpoint job resume",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",

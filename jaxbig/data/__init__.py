@@ -3,6 +3,7 @@
 from jaxbig.data.array import k_shot, order, select, size_of, split_fraction
 from jaxbig.data.audio import Clips, WavFolder, read_wav
 from jaxbig.data.augment import Draw, compose
+from jaxbig.data.cifar import cifar
 from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
 from jaxbig.data.file import read_text
@@ -34,6 +35,7 @@ __all__ = [
     "WavFolder",
     "as_source",
     "card_default",
+    "cifar",
     "class_weights",
     "columns",
     "compose",

@@ -1,13 +1,14 @@
-"""Images: flipping, cropping, cutting out, colours.
+"""Images: flipping, cropping, cutting out, colours, packing.
 
 For turning and zooming see `augment_affine`, for mixing `augment_mix`. All take images
-[B, H, W, C] of uint8 or floats and give back the same shape and dtype; labels stay.
+[B, H, W, C] of uint8 or floats and give back the same dtype, and all but `Pack` the same shape; labels stay.
 Legend of the shape suffixes: B batch, H height, W width, C channels.
 """
 
 import dataclasses
 
 import numpy as np
+from einops import rearrange
 
 from jaxbig.data.array import Batch
 from jaxbig.data.augment import Draw, images
@@ -203,6 +204,42 @@ class Jitter:
         high = 255 if whole else self.high
         out = out if high is None else np.clip(out, 0, high)
         return batch | {self.inputs: (np.rint(out) if whole else out).astype(x_BHWC.dtype)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Each square of pixels becomes one pixel of more channels: [B, H, W, C] -> [B, H / s, W / s, s s C].
+
+    Nothing is lost, and a convolution over the result costs 1 / s² of one over the image. The last part of an
+    augmentation, or without a draw a function for `jaxbig.data.Mapped`; JAX's arrays are fine too.
+
+    Args:
+        side: s, which has to divide H and W.
+        inputs: name of the images.
+
+    Raises:
+        UserError: `side` is below 1, or does not divide the images.
+
+    Example:
+        >>> Pack(2)({"image": np.arange(4.0).reshape(1, 2, 2, 1)})["image"].tolist()
+        [[[[0.0, 1.0, 2.0, 3.0]]]]
+
+    Reference:
+        Shi et al. (2016), "Real-time single image and video super-resolution", arXiv:1609.05158, the other way round.
+    """
+
+    side: int = 2
+    inputs: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise UserError(f"Pack: side={self.side}; use 1 or more pixels")
+
+    def __call__(self, batch: Batch, draw: Draw | None = None) -> Batch:
+        x_BHWC, s = batch[self.inputs], self.side
+        if x_BHWC.shape[1] % s or x_BHWC.shape[2] % s:
+            raise UserError(f"Pack: side={s} does not divide images of {x_BHWC.shape[1]} x {x_BHWC.shape[2]} pixels")
+        return batch | {self.inputs: rearrange(x_BHWC, "B (H i) (W j) C -> B H W (i j C)", i=s, j=s)}
 
 
 def _turn(hue: np.ndarray) -> np.ndarray:

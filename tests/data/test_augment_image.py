@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxbig.data import Draw
-from jaxbig.data.augment_image import Crop, Cutout, Flip, Jitter
+from jaxbig.data.augment_image import Crop, Cutout, Flip, Jitter, Pack
 from jaxbig.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -106,3 +106,13 @@ def test_errors_say_what_and_how_to_mend(act, word):
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         act()
     assert word in str(caught.value)
+
+
+def test_pack_keeps_each_square_together():
+    packed = Pack(2)({"image": X, "label": DRAW.rows})
+    assert packed["label"] is DRAW.rows
+    for b, i, j in ((0, 0, 0), (3, 1, 2), (399, 3, 0)):
+        square = X[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(packed["image"][b, i, j], square.ravel())
+    with pytest.raises(UserError, match="side=3 does not divide images of 8 x 6"):
+        Pack(3)({"image": X})

@@ -1,0 +1,264 @@
+"""Pneumonia in chest X-rays of 28 x 28 pixels: a small residual network, three seeds, the official split.
+
+Claim: TODO
+
+Data: PneumoniaMNIST of MedMNIST v2 (4,708 / 524 / 624 images of children; arXiv:2110.14795), one file of 4 MB:
+  https://zenodo.org/records/10519652, pneumoniamnist.npz
+Command: jaxbig run experiments/vision/medical_pneumonia.py --data.dir data/pneumoniamnist.npz
+Result: TODO
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from jaxbig import atomic, diagnostics, full, pictures, plots
+from jaxbig.averaging import view
+from jaxbig.best import at_best, variables
+from jaxbig.data import Loader, Mapped, class_weights, compose, medmnist
+from jaxbig.data.augment_affine import Affine
+from jaxbig.data.augment_image import Cutout, Jitter, Pack
+from jaxbig.evaluate import predict
+from jaxbig.gallery import gallery
+from jaxbig.job import Validation
+from jaxbig.metrics import classification_report, confusion, reliability, roc_curve
+from jaxbig.models import ResNet
+from jaxbig.objective import classify
+from jaxbig.optim import Optimizer
+from jaxbig.record import record
+from jaxbig.report import Report, terminal_table
+from jaxbig.significance import bootstrap, t_interval
+from jaxbig.stopping import patience
+from jaxbig.train import Run, Task, fit
+
+CLASSES = ("normal", "pneumonia")
+BEST = "max:val_auc"
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "medical_pneumonia.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    dir: str = "data/pneumoniamnist.npz"
+    """pneumoniamnist.npz, or the folder that holds it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: Data = dataclasses.field(default_factory=Data)
+    """The images."""
+    workdir: str = "runs/medical_pneumonia"
+    """Folder of checkpoints, results.json and report.html."""
+    epochs: int = 30
+    """The most epochs of each seed; the learning rate falls to 0 over them."""
+    patience: int = 10
+    """Epochs without a better validation AUC after which a seed stops."""
+    seeds: int = 3
+    """Number of runs; run i differs in its initialisation, order and augmentation."""
+    seed: int = 0
+    """Of the first run."""
+    batch_size: int = 64
+    """Images a step."""
+    blocks: tuple[int, ...] = (1, 1, 1)
+    """Residual blocks of each stage."""
+    channels: int = 24
+    """Of the first stage; each has twice the channels of the one before."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Of AdamW."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+    ema: float = 0.99
+    """Decay of the average of the weights, which is what is evaluated."""
+    resume: bool = False
+    """Go on in a working folder where an earlier run was stopped; it ends in the same bits."""
+    record: bool = False
+    """Add the result to benchmarks/results/medical_pneumonia.jsonl."""
+
+
+def main(config: Config) -> None:
+    console, since = Console(), time.perf_counter()
+    path = Path(config.data.dir)
+    path = path / "pneumoniamnist.npz" if path.is_dir() else path
+    data = {split: medmnist(path, split) for split in ("train", "val", "test")}
+    model = ResNet(num_classes=2, blocks=config.blocks, channels=config.channels, form="cifar")
+    runs = []
+    for i in range(config.seeds):
+        console.rule(f"seed {config.seed + i}")
+        runs.append(train(config, model, data, config.seed + i))
+    logits = {
+        split: np.stack([logits_of(model, trained, data[split]) for _, trained in runs]) for split in ("val", "test")
+    }
+    cuts = [cut_of(data["val"]["label"], scores(own)) for own in logits["val"]]
+    rows, each = table(data, logits, cuts)
+    seconds = round(time.perf_counter() - since, 1)
+    results = {"table": rows, "seeds": each, "thresholds": [float(1 / (1 + np.exp(-cut))) for cut in cuts]}
+    atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
+    written = report(config, model, runs, data, logits, results)
+    console.print(terminal_table(rows, f"mean of {config.seeds} seeds; 95% intervals over test images and over seeds"))
+    console.print(f"{seconds} s; report: {written}")
+    if config.record:
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "workdir", "record")}
+        record(RECORDS, {"settings": settings, "seconds": seconds, **results})
+
+
+def scaled(arrays) -> Mapped:
+    """Pixels from 0 to 1."""
+    return Mapped(arrays, lambda batch: batch | {"image": batch["image"].astype(np.float32) / 255})
+
+
+def train(config: Config, model, data, seed: int):
+    """One seed's history, and its variables at the epoch with the best validation AUC."""
+    # No mirroring: the heart is on one side. Contrast changes, because how an image was exposed must not matter.
+    grey = float(data["train"]["image"].mean()) / 255
+    augment = compose(
+        Affine(rotate=10, shift=0.1, zoom=0.15), Jitter(brightness=0.2, contrast=0.2), Cutout(8, grey), Pack()
+    )
+    loader = Loader(scaled(data["train"]), config.batch_size, seed, augment=augment, threads=1)
+    steps = config.epochs * loader.steps
+    rise, kernels = min(loader.steps, steps // 4), [(r".*(scale|bias)", 0)]
+    optimizer = Optimizer(
+        "adamw",
+        config.lr,
+        "cosine",
+        steps,
+        rise,
+        weight_decay=config.weight_decay,
+        decay_rules=kernels,
+        ema=config.ema or None,
+    )
+    weights = class_weights(data["train"]["label"], 2).tolist()
+    objective = classify(model, smoothing=config.smoothing, class_weights=weights)
+    held_out = Validation(
+        classify(model, train=False),
+        Loader(Mapped(scaled(data["val"]), Pack()), 256, shuffle=False, remainder="pad"),
+        lambda found: classification_report(found["label"], found["logits"], only=["auc", "balanced_accuracy"]),
+    )
+    task = Task(
+        objective, full(), optimizer.build(), loader, held_out, view=view if config.ema else lambda state: state
+    )
+    key = jax.random.key(seed)
+    first = jax.jit(model.init)(key, jnp.zeros((1, 14, 14, 4)))
+    settings = dataclasses.asdict(config) | {"resume": None, "seed": seed}
+    run = Run(
+        config.epochs, Path(config.workdir) / f"seed_{seed}", config.resume, keep_last=1, keep_best=BEST,
+        stop_when=patience(BEST, config.patience), config=settings,
+    )  # fmt: skip
+    split = full().init(key, first.pop("params"), {})
+    fitted = at_best(task, fit(task, split, key, run, first), run)
+    return fitted.history, variables(task, fitted)
+
+
+def logits_of(model, trained, arrays) -> np.ndarray:
+    loader = Loader(Mapped(scaled(arrays), Pack()), 256, shuffle=False, remainder="pad")
+    return predict(model.apply, trained, loader)
+
+
+def scores(logits: np.ndarray) -> np.ndarray:
+    """log p / (1 - p) of pneumonia."""
+    return logits[..., 1] - logits[..., 0]
+
+
+def cut_of(labels: np.ndarray, score: np.ndarray) -> float:
+    """The score from which on to say pneumonia: the one with the most sensitivity + specificity on these examples."""
+    places = np.unique(score)
+    cuts = np.concatenate([[places[0] - 1], (places[1:] + places[:-1]) / 2, [places[-1] + 1]])
+    above = score[:, None] >= cuts
+    gain = above[labels == 1].mean(axis=0) - above[labels == 0].mean(axis=0)
+    best = cuts[gain >= gain.max() - 1e-12]
+    return float(best[len(best) // 2])
+
+
+def table(data, logits, cuts):
+    """Metrics with their intervals, one row a split and threshold; and the metrics of each seed."""
+    rows, each = [], []
+    for split, own in logits.items():
+        y, z = data[split]["label"], scores(own)
+        for threshold, limits in (("0.5", np.zeros(len(cuts))), ("by validation", np.array(cuts))):
+            right = ((z >= limits[:, None]) == (y == 1)).astype(float)
+            parts = {"accuracy": slice(None), "sensitivity": y == 1, "specificity": y == 0}
+            found = {
+                name: (right[:, part].mean(axis=1), interval_of_mean(right[:, part])) for name, part in parts.items()
+            }
+            if threshold == "0.5":
+                found = {"auc": (np.array([roc_auc_score(y, one) for one in z]), interval_of_auc(y, z))} | found
+            for metric, (values, (_, low, high)) in found.items():
+                mean, first, last = t_interval(values)
+                rows.append({
+                    "split": split, "metric": metric, "threshold": "" if metric == "auc" else threshold, "mean": mean,
+                    "images": f"{low:.3f} to {high:.3f}", "seeds": f"{first:.3f} to {last:.3f}" if len(z) > 1 else None,
+                })  # fmt: skip
+                each.append(
+                    {"split": split, "metric": metric, "threshold": rows[-1]["threshold"], "values": values.tolist()}
+                )
+    return rows, each
+
+
+def interval_of_mean(right: np.ndarray):
+    """Over images, of the mean over seeds: the seeds are resampled together."""
+    return bootstrap(np.mean, right.mean(axis=0), vectorized=True)
+
+
+def interval_of_auc(labels: np.ndarray, z: np.ndarray):
+    """Over images, of the mean over seeds; from the pairs, which is quicker than ranking each resample anew."""
+    positive, negative = z[:, labels == 1, None], z[:, None, labels == 0]
+    better = ((positive > negative) + 0.5 * (positive == negative)).mean(axis=0)
+    place = np.where(labels == 1, np.cumsum(labels == 1), np.cumsum(labels == 0)) - 1
+
+    def area(rows):
+        chosen = labels[rows] == 1
+        return better[np.ix_(place[rows[chosen]], place[rows[~chosen]])].mean()
+
+    return bootstrap(area, np.arange(len(labels)), resamples=2000)
+
+
+def report(config: Config, model, runs, data, logits, results) -> Path:
+    names = [f"seed {config.seed + i}" for i in range(len(runs))]
+    labels, z = data["test"]["label"], logits["test"]
+    page = Report("Pneumonia in chest X-rays of 28 x 28 pixels")
+    sizes = ", ".join(f"{len(part['label']):,} {split}" for split, part in data.items())
+    page.text(
+        f"PneumoniaMNIST's own split: {sizes}. "
+        f"Mean of {len(runs)} seeds; 95% intervals over the images (bootstrap) and over the seeds (t). Checkpoints and "
+        "the second threshold, the one with the most sensitivity + specificity, were chosen on the validation images; "
+        "nothing was chosen on the test images."
+    )
+    page.table(results["table"], "Validation and test")
+    curves = {name: history for name, (history, _) in zip(names, runs, strict=True)}
+    page.section("Training").figure(plots.learning_curves(curves), "Training dashed, validation solid")
+    page.section("Test images")
+    page.figure(diagnostics.roc({n: roc_curve(labels, own) for n, own in zip(names, z, strict=True)}), "ROC")
+    page.figure(
+        diagnostics.reliability({n: reliability(labels, own, bins=10) for n, own in zip(names, z, strict=True)}),
+        "Whether probabilities mean what they say; classes were weighted and labels smoothed in training",
+    )
+    guess = z[0].argmax(axis=-1)
+    page.figure(pictures.confusion(confusion(labels, guess, 2), CLASSES), f"Confusion of {names[0]}, threshold 0.5")
+    page.section("Mistakes").text("The 16 test images that the first seed is most wrong about.")
+    margin = np.where(labels == 1, scores(z[0]), -scores(z[0]))
+    worst = np.argsort(margin)[: min(16, int((margin < 0).sum()))]
+    if len(worst):
+        page.figure(gallery({"image": data["test"]["image"][worst], "label": labels[worst]}, {"label": CLASSES}),
+                    "What each really is")  # fmt: skip
+    page.section("Where the network looks").text(
+        "The gradient of the log-odds of pneumonia by the pixels, of the first seed, for two images of each kind."
+    )
+    kinds = [(true, taken) for true in (0, 1) for taken in (0, 1)]
+    shown = np.concatenate([np.flatnonzero((labels == true) & (guess == taken))[:2] for true, taken in kinds])
+    said = [f"{CLASSES[y]}\n→ {CLASSES[t]}" for y, t in zip(labels[shown], guess[shown], strict=True)]
+    page.figure(
+        pictures.saliency(data["test"]["image"][shown], slopes(model, runs[0][1], data["test"]["image"][shown]), said)
+    )
+    return page.save(Path(config.workdir) / "report.html")
+
+
+def slopes(model, trained, images: np.ndarray) -> np.ndarray:
+    log_odds = lambda x: scores(model.apply(trained, Pack()({"image": x})["image"])).sum()  # noqa: E731
+    return np.asarray(jax.jit(jax.grad(log_odds))(images.astype(np.float32) / 255))[..., 0]
