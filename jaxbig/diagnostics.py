@@ -1,4 +1,4 @@
-"""Curves of what a classifier is worth: ROC, precision against recall, reliability, costs, as pure functions to figures.
+"""Curves of what a classifier is worth: ROC, precision, reliability, costs, as pure functions to figures.
 
 No global state of pyplot is touched, and every figure can also be saved by itself (`figure.savefig("a.png")`).
 """

@@ -1,4 +1,4 @@
-"""Metrics in NumPy and scikit-learn: of hard choices, of rankings, of probabilities, of decisions, of numbers, and from sums."""
+"""Metrics in NumPy and scikit-learn: of choices, rankings, probabilities, decisions and numbers, and from sums."""
 
 from jaxbig.metrics.calibration import Reliability, brier, calibration_error, reliability
 from jaxbig.metrics.decision import Costs, costs, expected_cost, gini, ks
