@@ -111,8 +111,8 @@ def main(config: Config) -> None:
     report = Report("Networks against gradient boosting on credit data")
     report.text(
         f"Seed {config.seed}, {config.folds} stratified folds, {config.networks} networks a fold. Means over the "
-        f"folds. Cost: of a client, where a default costs {config.miss:g} and a refusal 1, refusing where the probability "
-        "says so. Intervals (95%) are paired by fold and allow for the training data that folds share."
+        f"folds. Cost: of a client, where a default costs {config.miss:g} and a refusal 1, refusing where the "
+        "probability says so. Intervals (95%) are paired by fold and allow for the training data that folds share."
     )
     results = {}
     for name in FILES if config.data.name == "both" else [config.data.name]:
