@@ -3,6 +3,7 @@
 from jaxbig.data.array import k_shot, order, select, size_of, split_fraction
 from jaxbig.data.audio import Clips, WavFolder, read_wav
 from jaxbig.data.augment import Draw, compose
+from jaxbig.data.bucket import BucketLoader, Sequences
 from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
 from jaxbig.data.file import read_text
@@ -21,6 +22,7 @@ from jaxbig.data.tfds import tfds_source
 
 __all__ = [
     "ArraySource",
+    "BucketLoader",
     "Clips",
     "Draw",
     "ImageFolder",
@@ -29,6 +31,7 @@ __all__ = [
     "PackedImages",
     "Position",
     "Prefetch",
+    "Sequences",
     "Source",
     "Subset",
     "WavFolder",
