@@ -57,6 +57,7 @@ MAY_IMPORT = {
     "resume": "errors data fingerprint job step",
     "train": CORE
     + " data objective checkpoint saver placement history progress evaluate gradient step diagnose job resume",
+    "record": "errors",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",

@@ -37,10 +37,12 @@ from jaxbig.metrics import confusion
 from jaxbig.models import CRNN, frame_count, log_mel
 from jaxbig.objective import classify
 from jaxbig.optim import Optimizer
+from jaxbig.record import record
 from jaxbig.report import Report, terminal_table
 from jaxbig.significance import t_interval
 from jaxbig.train import Run, Task, fit
 
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "spoken_digits.jsonl"
 WINDOW, HOP, MELS = 200, 100, 32
 INPUTS = ("mel", "frames")
 TRIED_OUT = "theo"
@@ -79,8 +81,8 @@ class Config:
     """Of initialisation, order and augmentation."""
     resume: bool = False
     """Go on where an earlier run was stopped; it ends in the same bits."""
-    record: str | None = None
-    """A file to which one JSON line with the results is appended."""
+    record: bool = False
+    """Add the result to benchmarks/results/spoken_digits.jsonl."""
 
 
 def main(config: Config) -> None:

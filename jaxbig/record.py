@@ -1,0 +1,58 @@
+"""What a command measured, as one line that is added to a file and never changed."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxbig.errors import UserError
+
+
+def record(path: str | os.PathLike, measured: Mapping[str, Any]) -> Path:
+    """Adds a line of JSON to a file: when, by which command, with which versions, on what, and what was measured.
+
+    Args:
+        path: the file, such as ``benchmarks/results/NAME.jsonl``; made where it is not there.
+        measured: JSON-able, such as seeds, metrics and seconds.
+
+    Returns:
+        the path.
+
+    Raises:
+        UserError: `measured` is not JSON-able (nan is not), or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = record(tempfile.mkdtemp() + "/trial.jsonl", {"accuracy": 0.9})
+        >>> sorted(json.loads(path.read_text()))
+        ['accuracy', 'command', 'cores', 'date', 'device', 'jax', 'load', 'python']
+    """
+    path = Path(path)
+    line = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        **measured,
+    }
+    try:
+        text = json.dumps(line, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: what was measured cannot be written as JSON: {error}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One write to a file opened for appending: lines of two commands never run into each other.
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
+    return path
