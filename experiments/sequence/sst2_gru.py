@@ -124,13 +124,8 @@ def main(config: Config) -> None:
     results["seconds"] = round(time.perf_counter() - since, 1)
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
     if config.record:
-        line = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "config": dataclasses.asdict(config),
-            "jax": jax.__version__,
-        }
-        with open(config.record, "a") as file:
-            file.write(json.dumps(line | results) + "\n")
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workdir", "resume", "record")}
+        record(RECORDS, {"settings": settings, **results})
     console.print(terminal_table(rows, "SST-2"))
     console.print(f"GRU less TF-IDF on dev: {gain.value:+.4f}, 95% interval [{gain.low:+.4f}, {gain.high:+.4f}]")
     console.print(f"report: {_report(config, results, history, parts['dev'], logits['dev'])}")
@@ -205,7 +200,7 @@ def _report(config: Config, results, history, dev: dict[str, np.ndarray], logits
     report = Report("SST-2 by a GRU of its own words")
     report.text(
         f"Seed {config.seed}, {config.epochs} epochs. Intervals (95%) by the bootstrap over examples. On dev the GRU "
-        f"less TF-IDF is {100 * gain['value']:+.1f} points, {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}, paired."
+        f"less TF-IDF is {100 * gain['value']:+.1f} points, {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}."
     )
     report.table(results["table"], "Accuracy")
     curves = {"GRU": [{m: v for m, v in line.items() if m not in TIMES} for line in history]}

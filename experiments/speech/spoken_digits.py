@@ -116,13 +116,8 @@ def main(config: Config) -> None:
     results = {"table": rows, "seconds": round(time.perf_counter() - since, 1)}
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
     if config.record:
-        line = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "config": dataclasses.asdict(config),
-            "jax": jax.__version__,
-        }
-        with open(config.record, "a") as file:
-            file.write(json.dumps(line | results) + "\n")
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workdir", "resume", "record")}
+        record(RECORDS, {"settings": settings, **results})
     console.print(terminal_table(rows, "Spoken digits, test accuracy"))
     console.print(f"report: {_report(config, rows, histories, clips, heard)}")
 

@@ -123,14 +123,8 @@ def main(config: Config) -> None:
     path = report.save(Path(config.workdir) / "report.html")
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
     if config.record:
-        line = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "config": dataclasses.asdict(config),
-            "jax": jax.__version__,
-        }
-        line |= {"seconds": round(time.perf_counter() - since, 1), "results": results}
-        with open(config.record, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workdir", "resume", "record")}
+        record(RECORDS, {"settings": settings, **results})
     console.print(f"report: {path}")
 
 
