@@ -1,4 +1,4 @@
-"""Curves of what a classifier is worth: ROC, precision against recall, reliability, as pure functions to figures.
+"""Curves of what a classifier is worth: ROC, precision, reliability, costs, as pure functions to figures.
 
 No global state of pyplot is touched, and every figure can also be saved by itself (`figure.savefig("a.png")`).
 """
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from jaxbig.metrics.calibration import Reliability
+from jaxbig.metrics.decision import Costs
 from jaxbig.metrics.ranking import Curve
 from jaxbig.plots import legend, percent, series
 from jaxbig.theme import LIGHT, RC, WIDTH
@@ -105,6 +106,34 @@ def reliability(curves: Mapping[str, Reliability]) -> Figure:
         below.set_xlabel("confidence")
         for each in (axes.yaxis, below.yaxis, below.xaxis):
             each.set_major_formatter(FuncFormatter(percent))
+        _key(axes)
+    return figure
+
+
+def decision_costs(curves: Mapping[str, Costs]) -> Figure:
+    """What errors cost on average, against how many examples are refused, one line a model.
+
+    Args:
+        curves: name -> what `jaxbig.metrics.costs` returned.
+
+    Returns:
+        The figure; the least cost of each curve stands beside its name.
+
+    Example:
+        >>> from jaxbig.metrics import costs
+        >>> axes = decision_costs({"cnn": costs([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4])}).axes[0]
+        >>> [line.get_label() for line in axes.get_lines()]
+        ['cnn, at best 0.250']
+    """
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, curve) in enumerate(curves.items()):
+            label = f"{name}, at best {curve.least:.3f}"
+            axes.plot(curve.refused, curve.cost, label=label, **series(i, markevery=_APART))
+        axes.set_title("cost of an example")
+        axes.set_xlabel("refused")
+        axes.xaxis.set_major_formatter(FuncFormatter(percent))
         _key(axes)
     return figure
 

@@ -15,7 +15,7 @@ from jaxbig.data.loader import MASK, Loader
 from jaxbig.errors import UserError
 from jaxbig.history import Totals
 from jaxbig.lift import lift
-from jaxbig.objective.base import Aux, Objective
+from jaxbig.objective.base import Aux, Inputs, Objective, picked
 
 PyTree = Any
 Outputs = dict[str, np.ndarray]
@@ -112,14 +112,15 @@ def collect(measure: Callable[[Any], Aux], data: Loader, outputs: bool = False) 
     return (totals, found) if whole else _together(totals, found)
 
 
-def predict(fn: Callable[[PyTree, Any], Any], params: PyTree, data: Loader, inputs: str = "image") -> np.ndarray:
+def predict(fn: Callable[..., Any], params: PyTree, data: Loader, inputs: Inputs = "image") -> np.ndarray:
     """``fn(params, x)`` for every example, in the dataset's own order.
 
     Args:
         fn: e.g. ``lambda params, x: module.apply({"params": params}, x)``; it is lifted.
         params: parameters; leaves may be Weights.
         data: batches; with ``remainder="pad"``. Its order does not matter.
-        inputs: name of x in the batch.
+        inputs: name of x in the batch; or several, see `jaxbig.objective.base.picked`: then x is a mapping, or `fn`
+            takes so many arguments after `params`.
 
     Returns:
         array [N, ...].
@@ -135,7 +136,12 @@ def predict(fn: Callable[[PyTree, Any], Any], params: PyTree, data: Loader, inpu
     _whole(data)
     run = jax.jit(lift(fn))
     index, mask = data.index(0)
-    outputs = jax.device_get([{"": run(params, batch[inputs])} for batch in data.epoch(0)])
+
+    def called(batch: Mapping[str, Any]) -> Any:
+        x = picked(batch, inputs)
+        return run(params, *(x if isinstance(x, tuple) else (x,)))
+
+    outputs = jax.device_get([{"": called(batch)} for batch in data.epoch(0)])
     return _in_order(outputs, index.ravel(), mask.ravel())[""]
 
 

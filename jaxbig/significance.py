@@ -27,31 +27,36 @@ class Interval(NamedTuple):
     high: float
 
 
-def t_interval(values: Any, level: float = 0.95) -> Interval:
-    """Mean and its interval by Student's t: mean ± t_{n-1} s / √n, for independent values such as those of n seeds.
+def t_interval(values: Any, level: float = 0.95, overlap: float = 0.0) -> Interval:
+    """Mean and its interval by Student's t: mean ± t_{n-1} s √(1/n + overlap), for values such as those of n seeds.
 
     Args:
         values: [n]. For two runs that share seeds (and so data and initialisation) give the differences.
         level: coverage, between 0 and 1.
+        overlap: 0 for independent values. The n folds of a cross-validation share most of their training data, so
+            their values vary less than those of new data would: give test examples / training examples, 1 / (n - 1).
 
     Returns:
         the mean and the bounds; one value alone has no spread, so its bounds are nan.
 
     Raises:
-        UserError: no value, one that is not finite, or `level` out of range.
+        UserError: no value, one that is not finite, `level` or `overlap` out of range.
 
     Example:
         >>> print(*np.round(t_interval([0.9, 0.92, 0.94]), 4))
         0.92 0.8703 0.9697
 
     Reference:
-        Student (1908), "The probable error of a mean", Biometrika 6.
+        Student (1908), "The probable error of a mean", Biometrika 6; Nadeau and Bengio (2003), "Inference for the
+        generalization error", Machine Learning 52, for `overlap`.
     """
     values = _rows("t_interval", [values], level)[0]
+    if overlap < 0:
+        raise UserError(f"t_interval: overlap={overlap}; use test / training examples of a fold, or 0")
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, float("nan"), float("nan"))
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) * np.sqrt(1 / len(values) + overlap)
     return Interval(mean, mean - float(half), mean + float(half))
 
 

@@ -29,6 +29,16 @@ def test_t_interval_is_scipys(level):
     assert found == (pytest.approx(values.mean()), pytest.approx(expected.low), pytest.approx(expected.high))
 
 
+def test_folds_that_overlap_widen_the_interval():
+    values = np.array([0.7, 0.8, 0.75, 0.9, 0.85])
+    narrow, wide = t_interval(values), t_interval(values, overlap=1 / 4)
+    assert wide.value == narrow.value
+    # Nadeau and Bengio: 1/k + n_test/n_train in place of 1/k.
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
+    with pytest.raises(UserError, match="overlap=-1"):
+        t_interval(values, overlap=-1)
+
+
 def test_t_interval_of_differences_is_the_paired_test():
     first, second = RNG.normal(size=(2, 6))
     found = t_interval(first - second)

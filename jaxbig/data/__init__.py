@@ -3,6 +3,7 @@
 from jaxbig.data.array import k_shot, order, select, size_of, split_fraction
 from jaxbig.data.audio import Clips, WavFolder, read_wav
 from jaxbig.data.augment import Draw, compose
+from jaxbig.data.bucket import BucketLoader, Sequences
 from jaxbig.data.cifar import cifar
 from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
@@ -22,6 +23,7 @@ from jaxbig.data.tfds import tfds_source
 
 __all__ = [
     "ArraySource",
+    "BucketLoader",
     "Clips",
     "Draw",
     "ImageFolder",
@@ -30,6 +32,7 @@ __all__ = [
     "PackedImages",
     "Position",
     "Prefetch",
+    "Sequences",
     "Source",
     "Subset",
     "WavFolder",

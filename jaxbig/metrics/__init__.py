@@ -1,6 +1,7 @@
-"""Metrics in NumPy and scikit-learn: of hard choices, of rankings, of probabilities, of numbers, and from sums."""
+"""Metrics in NumPy and scikit-learn: of choices, rankings, probabilities, decisions and numbers, and from sums."""
 
 from jaxbig.metrics.calibration import Reliability, brier, calibration_error, reliability
+from jaxbig.metrics.decision import Costs, costs, expected_cost, gini, ks
 from jaxbig.metrics.labels import confusion, scores
 from jaxbig.metrics.ranking import auc, average_precision, pr_curve, roc_curve
 from jaxbig.metrics.regression import regression_report
@@ -8,6 +9,7 @@ from jaxbig.metrics.report import classification_report
 from jaxbig.metrics.sums import summary
 
 __all__ = [
+    "Costs",
     "Reliability",
     "auc",
     "average_precision",
@@ -15,6 +17,10 @@ __all__ = [
     "calibration_error",
     "classification_report",
     "confusion",
+    "costs",
+    "expected_cost",
+    "gini",
+    "ks",
     "pr_curve",
     "regression_report",
     "reliability",

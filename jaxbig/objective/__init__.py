@@ -1,6 +1,16 @@
 """Objectives: ``(params, vars, batch, key) -> (loss, Aux(metrics, vars))``, metrics as sums and counts."""
 
-from jaxbig.objective.base import Aux, Metrics, Objective, collected, example_weights, forward, weighted_mean
+from jaxbig.objective.base import (
+    Aux,
+    Inputs,
+    Metrics,
+    Objective,
+    collected,
+    example_weights,
+    forward,
+    picked,
+    weighted_mean,
+)
 from jaxbig.objective.classify import classify, cross_entropy
 from jaxbig.objective.distill import distill, soft_cross_entropy
 from jaxbig.objective.precision import computed_in
@@ -8,6 +18,7 @@ from jaxbig.objective.regress import regress
 
 __all__ = [
     "Aux",
+    "Inputs",
     "Metrics",
     "Objective",
     "classify",
@@ -17,6 +28,7 @@ __all__ = [
     "distill",
     "example_weights",
     "forward",
+    "picked",
     "regress",
     "soft_cross_entropy",
     "weighted_mean",

@@ -1,14 +1,17 @@
 """What an objective is, and the forward pass of a linen module that objectives share."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxbig.errors import UserError
+
 PyTree = Any
+Inputs = str | Mapping[str, str] | Sequence[str]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -31,6 +34,38 @@ class Aux(NamedTuple):
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], "jax.Array | None"], tuple[jax.Array, Aux]]
 
 
+def picked(batch: Mapping[str, Any], inputs: Inputs) -> Any:
+    """What a module is called with, out of a batch.
+
+    Args:
+        batch: name -> array.
+        inputs: the name of an array; or the module's name -> the batch's name, for a module that takes a mapping; or
+            a sequence of names, for one that takes several arguments.
+
+    Returns:
+        the array, a dictionary of arrays, or a tuple of arrays.
+
+    Raises:
+        UserError: the batch has no such array.
+
+    Example:
+        >>> batch = {"number": 1, "category": 2, "length": 3}
+        >>> picked(batch, "length"), picked(batch, ("number", "length")), picked(batch, {"numbers": "number"})
+        (3, (1, 3), {'numbers': 1})
+    """
+
+    def one(name: str) -> Any:
+        if name not in batch:
+            raise UserError(f"inputs: no {name!r} in the batch, only {', '.join(sorted(batch))}; give inputs=NAME")
+        return batch[name]
+
+    if isinstance(inputs, str):
+        return one(inputs)
+    if isinstance(inputs, Mapping):
+        return {theirs: one(name) for theirs, name in inputs.items()}
+    return tuple(one(name) for name in inputs)
+
+
 def forward(
     module: nn.Module, params: PyTree, variables: PyTree, x: Any, key: jax.Array | None, train: bool
 ) -> tuple[jax.Array, PyTree]:
@@ -43,7 +78,7 @@ def forward(
         module: linen module whose first argument is the input.
         params: its "params" collection.
         variables: its other collections, e.g. {"batch_stats": ...}; {} if there are none.
-        x: input.
+        x: input; a tuple is several, one an argument.
         key: typed PRNG key for dropout, or None.
         train: whether dropout is on and collections are updated.
 
@@ -61,10 +96,11 @@ def forward(
     options |= {name: not train for name in ("deterministic", "use_running_average") if name in names}
     options["rngs"] = {"dropout": key} if train and key is not None else None
     collections = {"params": params, **(variables or {})}
+    args = x if isinstance(x, tuple) else (x,)
     if train and variables:
-        output, after = module.apply(collections, x, mutable=list(variables), **options)
+        output, after = module.apply(collections, *args, mutable=list(variables), **options)
         return output, after
-    return cast(jax.Array, module.apply(collections, x, **options)), variables
+    return cast(jax.Array, module.apply(collections, *args, **options)), variables
 
 
 def example_weights(batch: Mapping[str, Any], size: int) -> jax.Array:

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.errors import UserError
-from jaxbig.objective.base import Aux, Metrics, Objective, collected, example_weights, forward, weighted_mean
+from jaxbig.objective.base import (
+    Aux,
+    Inputs,
+    Metrics,
+    Objective,
+    collected,
+    example_weights,
+    forward,
+    picked,
+    weighted_mean,
+)
 
 
 def cross_entropy(
@@ -115,7 +125,7 @@ def classify(
     class_weights: Sequence[float] | None = None,
     top_k: Sequence[int] = (),
     confusion: bool = False,
-    inputs: str = "image",
+    inputs: Inputs = "image",
     labels: str = "label",
 ) -> Objective:
     """Objective of classification: loss = Σ_b w_b CE(module(x_b), y_b) / Σ_b w_b c_{y_b}, w = mask * weight.
@@ -131,7 +141,8 @@ def classify(
         top_k: further metrics, e.g. ``(5,)`` for ``top_5_accuracy``.
         confusion: sum up the confusion matrix too; of it come ``precision``, ``recall`` and ``f1``, each the mean over
             the classes (`jaxbig.metrics.sums`). It costs N² numbers a batch.
-        inputs, labels: names in the batch. Labels are integers [B], or probabilities [B, N] (mixed examples, a
+        inputs: what the module is called with: a name in the batch, or several, see `jaxbig.objective.base.picked`.
+        labels: name in the batch. Labels are integers [B], or probabilities [B, N] (mixed examples, a
             teacher's opinion). ``mask`` and ``weight`` [B] count where the batch has them.
 
     Returns:
@@ -157,7 +168,7 @@ def classify(
         raise UserError(f"classify: smoothing={smoothing}; use a number between 0 and 1")
 
     def objective(params, variables, batch, key):
-        output, variables = forward(module, params, variables, batch[inputs], key, train)
+        output, variables = forward(module, params, variables, picked(batch, inputs), key, train)
         logits_BN, label = _two_logits(output), jnp.asarray(batch[labels])
         weights_B = example_weights(batch, logits_BN.shape[0])
         metrics = classification_metrics(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
-from jaxbig.objective.base import Aux, Objective, collected, example_weights, forward, weighted_mean
+from jaxbig.objective.base import Aux, Inputs, Objective, collected, example_weights, forward, picked, weighted_mean
 from jaxbig.objective.classify import classification_metrics
 
 
@@ -42,7 +42,7 @@ def distill(
     temperature: float = 2.0,
     alpha: float = 0.5,
     train: bool = True,
-    inputs: str = "image",
+    inputs: Inputs = "image",
     labels: str = "label",
 ) -> Objective:
     """Objective over ``{"teacher": ..., "student": ...}``: α T² KL(teacher_T || student_T) + (1 - α) CE(student).
@@ -56,7 +56,8 @@ def distill(
         alpha: α, share of the soft targets, from 0 to 1. With 1 the batch needs no labels, and the metrics are those
             against the teacher's choice.
         train: the student's dropout and collections; False for evaluation.
-        inputs, labels: names in the batch. ``mask`` and ``weight`` [B] count where the batch has them.
+        inputs: what the module is called with: a name in the batch, or several, see `jaxbig.objective.base.picked`.
+        labels: name in the batch. ``mask`` and ``weight`` [B] count where the batch has them.
 
     Returns:
         objective with the metrics ``loss``, ``soft_loss``, ``hard_loss``, ``accuracy`` (the student's) and
@@ -82,7 +83,7 @@ def distill(
 
     def objective(params, variables, batch, key):
         variables = {"teacher": {}, "student": {}} | (variables or {})
-        x = batch[inputs]
+        x = picked(batch, inputs)
         teacher_BN, _ = forward(teacher, params["teacher"], variables["teacher"], x, None, train=False)
         teacher_BN = jax.lax.stop_gradient(teacher_BN)
         student_BN, after = forward(student, params["student"], variables["student"], x, key, train)

@@ -12,7 +12,17 @@ import jax.numpy as jnp
 import optax
 
 from jaxbig.errors import UserError
-from jaxbig.objective.base import Aux, Metrics, Objective, collected, example_weights, forward, weighted_mean
+from jaxbig.objective.base import (
+    Aux,
+    Inputs,
+    Metrics,
+    Objective,
+    collected,
+    example_weights,
+    forward,
+    picked,
+    weighted_mean,
+)
 
 Loss = Literal["mse", "mae", "huber"]
 
@@ -54,7 +64,7 @@ def regress(
     delta: float = 1.0,
     center: float = 0.0,
     train: bool = True,
-    inputs: str = "image",
+    inputs: Inputs = "image",
     labels: str = "label",
 ) -> Objective:
     """Objective of regression: Σ_b w_b mean_d ρ(ŷ_bd - y_bd) / Σ_b w_b, w = mask * weight.
@@ -68,7 +78,8 @@ def regress(
         center: any number near the targets' mean. It changes no metric, but float32 sums of squares far from zero lose
             the variance: give it where the mean is over a hundred times the standard deviation.
         train: dropout on, collections updated; False for evaluation.
-        inputs, labels: names in the batch. Targets are [B] or [B, D]. ``mask`` and ``weight`` [B] count where the batch
+        inputs: what the module is called with: a name in the batch, or several, see `jaxbig.objective.base.picked`.
+        labels: name in the batch. Targets are [B] or [B, D]. ``mask`` and ``weight`` [B] count where the batch
             has them.
 
     Returns:
@@ -99,7 +110,7 @@ def regress(
     }
 
     def objective(params, variables, batch, key):
-        output, variables = forward(module, params, variables, batch[inputs], key, train)
+        output, variables = forward(module, params, variables, picked(batch, inputs), key, train)
         predictions_BD, labels_BD = _columns(output, jnp.asarray(batch[labels]))
         weights_B = example_weights(batch, output.shape[0])
         error_BD = predictions_BD.astype(jnp.float32) - labels_BD.astype(jnp.float32)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxbig.data import Draw
-from jaxbig.data.augment_audio import Noise, Shift, SpecAugment
+from jaxbig.data.augment_audio import Noise, Shift, SpecAugment, Speed
 from jaxbig.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -23,6 +23,30 @@ def test_shift_moves_and_fills_with_silence():
         np.testing.assert_array_equal(one, expected)
         seen.add(by)
     assert seen == set(range(-5, 6))
+
+
+def test_shifted_lengths_are_where_the_sound_ends():
+    lengths = np.arange(500) % 12 + 3
+    x = (np.arange(20) < lengths[:, None]).astype(np.float32)
+    moved = Shift(0.5, lengths="length")({"audio": x, "length": lengths.astype(np.int32)}, DRAW)
+    ends = np.array([one.nonzero()[0][-1] + 1 if one.any() else 0 for one in moved["audio"]])
+    np.testing.assert_array_equal(moved["length"], ends)
+    assert moved["length"].dtype == np.int32
+    assert len(np.unique(moved["length"] - lengths)) > 10
+
+
+def test_speed_resamples_as_numpy_interpolates_and_moves_the_pitch():
+    rate, hertz, lengths = 1000, 50, np.full(500, 600)
+    tone = np.where(np.arange(1000) < 600, np.sin(2 * np.pi * hertz * np.arange(1000) / rate), 0)
+    played = Speed(0.8, 1.25, lengths="length")({"audio": tone[None].repeat(500, 0), "length": lengths}, DRAW)
+    factors = np.exp(DRAW.uniform("speed", np.log(0.8), np.log(1.25)))
+    assert stats.kstest(np.log(factors), stats.uniform(np.log(0.8), 2 * np.log(1.25)).cdf).pvalue > 1e-3
+    for a, one, length in zip(factors, played["audio"], played["length"], strict=True):
+        np.testing.assert_allclose(one, np.interp(np.arange(1000) * a, np.arange(1000), tone, right=0), atol=1e-12)
+        assert length == np.ceil(600 / a)
+    slowest, fastest = played["audio"][[factors.argmin(), factors.argmax()]]
+    peaks = [np.abs(np.fft.rfft(one[:480], 10_000)).argmax() / 10 for one in (slowest, fastest)]
+    np.testing.assert_allclose(peaks, [hertz * 0.8, hertz * 1.25], rtol=0.02)
 
 
 def test_noise_is_normal_white_and_as_loud_as_asked():
@@ -68,6 +92,8 @@ def test_time_masks_keep_to_the_frames_that_are_there_and_to_their_share():
     [
         (lambda: Shift(2), "share=2"),
         (lambda: Noise(5, 4), "low=5"),
+        (lambda: Speed(0, 1), "low=0"),
+        (lambda: Speed()({"audio": np.zeros((2, 5, 3))}, Draw(0, 0, np.arange(2))), "[B, T]"),
         (lambda: SpecAugment(time_width=-1), "time_width=-1"),
         (lambda: SpecAugment()({"audio": np.zeros((2, 5))}, Draw(0, 0, np.arange(2))), "[B, T, F]"),
         (lambda: Shift()({"audio": np.zeros(5)}, Draw(0, 0, np.arange(5))), "(5,)"),
