@@ -113,7 +113,7 @@ class Worker:
 def measure(batch: int, options: argparse.Namespace) -> dict:
     from jaxbig.significance import t_interval
 
-    names = {"ours": sys.executable} | dict.fromkeys(options.keras, options.keras_python)
+    names: dict[str, str] = {"ours": sys.executable} | dict.fromkeys(options.keras, options.keras_python)
     workers = {name: Worker(python, name, batch, options) for name, python in names.items()}
     rates, waits = {name: [] for name in names}, []
     for _ in range(options.rounds):
