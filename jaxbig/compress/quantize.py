@@ -248,8 +248,8 @@ def quantize(
             shape = _scales_shape(leaf.shape, use, blocks, group)
             packed = _packed_axis(leaf.shape, use) if BITS[format] == 4 else None
             leaf = leaf.settled() if is_weight(leaf) else leaf
-            bottom = innermost(leaf)
-            if not isinstance(bottom, Tracer) and not bool(jnp.isfinite(bottom).all()):
+            finite = jnp.isfinite(innermost(leaf)).all()
+            if not isinstance(finite, Tracer) and not bool(finite):
                 raise UserError(f"quantize: {path} holds NaN or infinity; mend it, or exclude it with where=")
             codes[path] = rebase(leaf, lambda array: encode(array, format, symmetric, shape, packed))  # noqa: B023
         return Split(replace(params, codes), {}, {})
