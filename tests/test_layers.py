@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "train": CORE
     + " data objective checkpoint saver placement history progress evaluate gradient step diagnose job resume",
     "record": "errors",
-    "recipe": CORE + " data objective optim averaging job step train",
+    "recipe": CORE + " data objective evaluate history optim averaging gradient job step train",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",
@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "diagnostics": "metrics theme plots",
     "report": "errors atomic theme",
     "gallery": "errors theme",
-    "classifier_page": "errors theme history metrics plots pictures diagnostics report gallery",
+    "classifier_page": "errors atomic theme history metrics plots pictures diagnostics report gallery",
     "summary": "errors data",
     "show": "errors atomic theme data gallery summary",
     "experiment": "errors",
