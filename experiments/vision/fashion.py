@@ -78,7 +78,11 @@ def main(config: Config) -> None:
     run = Run(config.epochs, config.workdir, config.resume, keep_last=1, config=settings, console=console)
     runs = train_seeds(recipe, train, test, range(config.seed, config.seed + config.seeds), run)
     rows = rows_of(runs.histories, test["label"], runs.logits_SNC)
-    told = f"{len(train['label']):,} images to train on, {len(test['label']):,} to test. {model} {recipe.augment}"
+    told = (
+        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test; {config.epochs} epochs. Network: "
+        f"convolutions of {model.channels} channels, hidden layer of {model.hidden}, dropout {model.dropout}. "
+        f"Augmentation: {recipe.augment}. The last epoch counts: nothing was chosen on the test images."
+    )
     page = classifier_page(
         "Fashion-MNIST with a small network", told, runs.histories, test, runs.logits_SNC, FASHION_CLASSES
     )

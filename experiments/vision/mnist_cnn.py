@@ -87,11 +87,15 @@ def main(config: Config) -> None:
     run = Run(config.epochs, config.workdir, config.resume, keep_last=1, config=settings, console=console)
     runs = train_seeds(recipe, train, test, seeds, run)
     rows = rows_of(runs.histories, test["label"], runs.logits_SNC)
+    net = recipe.model
     told = (
-        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test. {recipe.model} {recipe.augment}"
+        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test; {config.epochs} epochs. Network: "
+        f"convolutions of {net.channels} channels, hidden layer of {net.hidden}, dropout {net.dropout}. "
+        f"Augmentation: {recipe.augment}. The last epoch counts: nothing was chosen on the test images."
     )
     page = classifier_page("MNIST with a small network", told, runs.histories, test, runs.logits_SNC, DIGITS)
-    page.figure(filters(runs.variables["params"]["conv_0"]["kernel"]), "Filters of the first convolution, first seed")
+    kernel = runs.variables["params"]["conv_0"]["kernel"]
+    page.section("The network").figure(filters(kernel), "Filters of the first convolution, first seed")
     tell(page, rows, config.workdir, console)
     if config.record:
         record(RECORDS, {"table": rows, "seconds": round(time.perf_counter() - since, 1)})

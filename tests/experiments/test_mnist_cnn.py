@@ -46,6 +46,12 @@ def test_without_data_it_says_what_to_give(capsys):
     assert "--data.dir" in capsys.readouterr().err
 
 
+def test_a_set_that_is_not_prepared_is_named(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    assert main(["run", str(EXPERIMENT), "--data.name", "mnist", "--data.dir", str(tmp_path)]) == 1
+    assert "mnist: is not prepared in" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_real_digits_after_one_epoch(real_data, tmp_path):
     (row,) = run(tmp_path, real_data("mnist"), "--epochs", "1", "--batch-size", "128")["table"]
