@@ -113,7 +113,7 @@ class Worker:
 def measure(batch: int, options: argparse.Namespace) -> dict:
     from jaxbig.significance import t_interval
 
-    names: dict[str, str] = {"ours": sys.executable} | dict.fromkeys(options.keras, options.keras_python)
+    names = {"ours": sys.executable, **{name: str(options.keras_python) for name in options.keras}}
     workers = {name: Worker(python, name, batch, options) for name, python in names.items()}
     rates, waits = {name: [] for name in names}, []
     for _ in range(options.rounds):
@@ -162,8 +162,10 @@ def main() -> None:
 
     ask = "import keras, tensorflow; print(keras.__version__, tensorflow.__version__)"
     told = subprocess.run([options.keras_python, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
-    found = {"keras": told[-2], "tensorflow": told[-1], "rounds": options.rounds, "steps": options.steps}
-    found["table"] = [measure(batch, options) for batch in options.batches]
+    sizes = " ".join(map(str, options.batches))
+    found = {"command": f"python benchmarks/keras_mnist.py --keras-python PYTHON --batches {sizes}"}
+    found |= {"keras": told[-2], "tensorflow": told[-1], "rounds": options.rounds, "steps": options.steps}
+    found |= {"table": [measure(batch, options) for batch in options.batches]}
     if not options.no_record:
         record(ROOT / "benchmarks" / "results" / "keras_mnist.jsonl", found)
 

@@ -3,16 +3,19 @@
 Legend of the shape suffixes: S seeds, N examples, C classes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from jaxbig import diagnostics, pictures, plots
+from jaxbig import atomic, diagnostics, pictures, plots
 from jaxbig.gallery import gallery
 from jaxbig.history import TIMES, Line
 from jaxbig.metrics import confusion, reliability
-from jaxbig.report import Report, Row
+from jaxbig.report import Report, Row, terminal_table
 
 _MISTAKES = 36
 
@@ -113,6 +116,22 @@ def classifier_page(
         report.section("Mistakes").text(f"Of {len(wrong)}, those that {first} is surest about: true class, guess.")
         report.figure(gallery(batch, {"label": classes, "taken for": classes}))
     return report
+
+
+def tell(page: Report, rows: Sequence[Row], workdir: str | Path, console: Console) -> None:
+    """Ends an experiment: its table on the terminal, and results.json and report.html in its folder.
+
+    Example:
+        >>> import io, tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> tell(Report("Toy"), [{"run": "seed 0", "accuracy": 0.5}], folder, Console(file=io.StringIO()))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['report.html', 'results.json']
+    """
+    atomic.write(Path(workdir) / "results.json", json.dumps({"table": rows}, indent=1) + "\n")
+    path = page.save(Path(workdir) / "report.html")
+    console.print(terminal_table(rows, "test images, at the end of each run"))
+    console.print(f"report: {path}")
 
 
 def _metrics(line: Row) -> dict[str, Any]:

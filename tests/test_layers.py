@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "callbacks": "errors atomic history job pictures",
     "report": "errors atomic theme",
     "gallery": "errors theme",
-    "classifier_page": "errors theme history metrics plots pictures diagnostics report gallery",
+    "classifier_page": "errors atomic theme history metrics plots pictures diagnostics report gallery",
     "summary": "errors data",
     "words": "errors",
     "show": "errors atomic theme data gallery summary words",

@@ -9,7 +9,6 @@ Command: see RESULT
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Literal
@@ -18,23 +17,21 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxbig import atomic, full
-from jaxbig.classifier_page import classifier_page, rows_of
+from jaxbig import full
+from jaxbig.averaging import Average
+from jaxbig.classifier_page import classifier_page, rows_of, tell
 from jaxbig.data import compose, mnist, tfds_source
 from jaxbig.data.augment_affine import Affine
 from jaxbig.data.augment_image import Flip
 from jaxbig.errors import UsageError
-from jaxbig.evaluate import predict
-from jaxbig.gradient import Accumulate
 from jaxbig.models import CNN
 from jaxbig.optim import Optimizer
-from jaxbig.recipe import Recipe, train_classifier, trained, whole
+from jaxbig.pictures import filters
+from jaxbig.recipe import Recipe, in_parts, train_seeds
 from jaxbig.record import record
-from jaxbig.report import terminal_table
 from jaxbig.train import Run
 
 DIGITS = "0123456789"
-PART = 32
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "mnist_cnn.jsonl"
 # Keras's shear_range is in degrees: its textbook 0.2 moves no pixel by as much as a tenth of one.
 TEXTBOOK = Affine(shear=0.2, zoom=0.2)
@@ -85,23 +82,21 @@ def main(config: Config) -> None:
         console.print("[bold yellow]warning:[/] --flip shows mirrored digits, which are no digits; it lowers accuracy")
     train, test = load(config.data, "train"), load(config.data, "test")
     recipe = recipe_of(config)
-    histories, logits = {}, []
-    for seed in range(config.seed, config.seed + config.seeds):
-        console.rule(f"seed {seed}")
-        settings = dataclasses.asdict(config) | {"resume": None, "seeds": None, "record": None, "seed": seed}
-        run = Run(config.epochs, Path(config.workdir) / f"seed_{seed}", config.resume, keep_last=1, config=settings)
-        fitted = train_classifier(recipe, train, test, seed, run)
-        histories[f"seed {seed}"] = fitted.history
-        logits.append(predict(recipe.model.apply, trained(recipe, fitted), whole(test)))
-    rows = rows_of(histories, test["label"], np.stack(logits))
-    atomic.write(Path(config.workdir) / "results.json", json.dumps({"table": rows}, indent=1) + "\n")
+    seeds = range(config.seed, config.seed + config.seeds)
+    settings = dataclasses.asdict(config) | dict.fromkeys(("resume", "record", "seeds", "workdir"))
+    run = Run(config.epochs, config.workdir, config.resume, keep_last=1, config=settings, console=console)
+    runs = train_seeds(recipe, train, test, seeds, run)
+    rows = rows_of(runs.histories, test["label"], runs.logits_SNC)
+    net = recipe.model
     told = (
-        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test. {recipe.model} {recipe.augment}"
+        f"{len(train['label']):,} images to train on, {len(test['label']):,} to test; {config.epochs} epochs. Network: "
+        f"convolutions of {net.channels} channels, hidden layer of {net.hidden}, dropout {net.dropout}. "
+        f"Augmentation: {recipe.augment}. The last epoch counts: nothing was chosen on the test images."
     )
-    page = classifier_page("MNIST with a small network", told, histories, test, np.stack(logits), DIGITS)
-    path = page.save(Path(config.workdir) / "report.html")
-    console.print(terminal_table(rows, "test images, at the end of each run"))
-    console.print(f"report: {path}")
+    page = classifier_page("MNIST with a small network", told, runs.histories, test, runs.logits_SNC, DIGITS)
+    kernel = runs.variables["params"]["conv_0"]["kernel"]
+    page.section("The network").figure(filters(kernel), "Filters of the first convolution, first seed")
+    tell(page, rows, config.workdir, console)
     if config.record:
         record(RECORDS, {"table": rows, "seconds": round(time.perf_counter() - since, 1)})
 
@@ -119,17 +114,15 @@ def load(data: Data, split: str) -> dict[str, np.ndarray]:
 
 
 def recipe_of(config: Config) -> Recipe:
-    # On a CPU: parts of a batch whose activations stay in its caches, and convolutions that are quick in such a loop.
     patches = jax.default_backend() == "cpu"
-    ways = (Accumulate(config.batch_size // PART),) if patches and config.batch_size % PART == 0 else ()
     if config.recipe == "best":
         parts, smoothing = [DISTORT], 0.1
         model = CNN(channels=(32, 64, 128), hidden=256, padding="SAME", dropout=0.5, patches=patches)
-        optimizer = Optimizer("adamw", 2e-3, "cosine", warmup=200, weight_decay=0.05, ema=0.998)
+        optimizer = Optimizer("adamw", 2e-3, "cosine", warmup=200, weight_decay=0.05, ema=Average(0.998, "warmup"))
     else:
         parts, smoothing = [TEXTBOOK] if config.augment else [], 0.0
         model = CNN(patches=patches)
         optimizer = Optimizer("adamw", 2e-3, "cosine", weight_decay=0.01)
     parts += [Flip()] if config.flip else []
     augment, threads = (compose(*parts), config.threads) if parts else (None, 0)
-    return Recipe(model, full(), optimizer, config.batch_size, smoothing, augment, threads, ways)
+    return Recipe(model, full(), optimizer, config.batch_size, smoothing, augment, threads, in_parts(config.batch_size))
