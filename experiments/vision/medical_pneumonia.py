@@ -213,7 +213,7 @@ def report(config: Config, model, runs, data, logits, shown) -> Path:
     sizes = ", ".join(f"{len(part['label']):,} {split}" for split, part in data.items())
     page.text(
         f"PneumoniaMNIST's own split: {sizes}. {len(runs)} seeds, and the mean of their logits. 95% intervals are "
-        "over the images (bootstrap) and over the seeds (t). Checkpoints and the second threshold, the one with the most "
+        "over the images (bootstrap) and over the seeds (t). Checkpoints and the second threshold, with the most "
         "sensitivity + specificity, were chosen on the validation images; nothing was chosen on the test images."
     )
     page.table(shown, "Validation and test")
