@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from jaxbig import checkpoint
-from jaxbig.averaging import Average, averaged
+from jaxbig.averaging import Average, averaged, view
 from jaxbig.errors import UsageError
 from jaxbig.optim import Optimizer
+from jaxbig.step import TrainState
+from jaxbig.transform import Split
 
 TRAIN = {"full": {"dense/kernel": jnp.linspace(-1, 1, 6).reshape(2, 3)}, "head": jnp.ones(2)}
 
@@ -93,6 +95,15 @@ def test_a_checkpoint_holds_it_bit_for_bit(tmp_path):
     restored = checkpoint.restore(tmp_path, jax.eval_shape(transformation.init, train))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_a_state_is_seen_with_its_average_and_its_other_parts():
+    trains, opt_state = run(Optimizer("sgd", 0.1, ema=0.9).build(), steps=2)
+    state = TrainState(jnp.int32(2), Split(None, trains[-1], {}), {"seen": 1}, opt_state, jax.random.key(0))
+    seen = view(state)
+    jax.tree.map(np.testing.assert_array_equal, seen.split.train, averaged(opt_state, trains[-1]))
+    assert seen.vars is state.vars
+    assert seen.opt_state is opt_state
 
 
 @pytest.mark.parity
