@@ -42,12 +42,12 @@ from jaxbig.step import step_fn
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "credit_risk.jsonl"
 COLUMNS = {"numbers": "number", "categories": "category"}
 FILES = {"german": (german_credit, "german.data"), "card": (card_default, "UCI_Credit_Card.csv*")}
-BINS = {"german": 8, "card": 16}
+BINS = {"german": 5, "card": 16}
 NAMES = {"mlp": "MLP", "ft": "FT-Transformer"}
 NETWORKS: dict[tuple[str, str], Callable[[Sequence[int]], nn.Module]] = {
     ("mlp", "german"): lambda sizes: TabularMLP(2, sizes, features=(128,), embedding=16, dropout=0.5),
     ("mlp", "card"): lambda sizes: TabularMLP(2, sizes, features=(128, 64), dropout=0.3),
-    ("ft", "german"): lambda sizes: FTTransformer(2, sizes, 32, 1, 4, hidden_dropout=0.3, residual_dropout=0.1),
+    ("ft", "german"): lambda sizes: FTTransformer(2, sizes, 32, 2, 4, hidden_dropout=0.2),
     ("ft", "card"): lambda sizes: FTTransformer(2, sizes, 32, 2, 4),
 }
 BOOSTING = {

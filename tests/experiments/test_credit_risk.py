@@ -31,11 +31,13 @@ def test_it_runs_from_a_file_to_a_report(tmp_path, capsys):
     made_up(tmp_path / "german.data")
     experiment = load(FILE)
     words = ["--data.dir", str(tmp_path), "--data.name", "german", "--workdir", str(tmp_path / "run"), "--folds", "3"]
-    experiment.main(parse(experiment, [*words, "--networks", "2", "--epochs", "4", "--class-weights"]))
+    experiment.main(
+        parse(experiment, [*words, "--networks", "2", "--epochs", "3", "--models", "mlp", "--class-weights"])
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())["german"]
     rows = {row["model"]: row for row in results["table"]}
-    assert {"MLP", "MLP, 2 averaged", "FT-Transformer", "FT-Transformer, 2 averaged"} <= set(rows)
-    assert {f"{model}, {way}" for model in ("HistGradientBoosting", "GradientBoosting") for way in ("default", "tuned")} <= set(rows)  # fmt: skip
+    boosted = [f"{kind}GradientBoosting, {way}" for kind in ("Hist", "") for way in ("default", "tuned")]
+    assert list(rows) == [*boosted, "MLP", "MLP, 2 averaged"]
     for row in rows.values():
         assert row["Gini"] == pytest.approx(2 * row["AUC"] - 1)
         assert row["AUC"] == pytest.approx(np.mean(row["per fold"]))
@@ -44,13 +46,13 @@ def test_it_runs_from_a_file_to_a_report(tmp_path, capsys):
     assert rows[best]["AUC"] == max(row["AUC"] for name, row in rows.items() if "Boosting" in name) > 0.85
     gaps = np.subtract(rows["MLP"]["per fold"], rows[best]["per fold"])
     assert rows["MLP"]["less the best boosting"] == pytest.approx(gaps.mean())
-    assert rows["MLP, 2 averaged"]["AUC"] > 0.7
+    assert rows["MLP, 2 averaged"]["AUC"] > 0.6
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<svg") == 3
     assert "german: 120 clients" in capsys.readouterr().out
 
 
-def test_no_network_sees_what_it_is_judged_by(tmp_path, monkeypatch):
+def test_no_network_sees_what_it_is_judged_by(tmp_path):
     """The labels of a fold's test rows change nothing about what is said of them."""
     made_up(tmp_path / "german.data", rows=90)
     experiment = load(FILE)
@@ -58,7 +60,8 @@ def test_no_network_sees_what_it_is_judged_by(tmp_path, monkeypatch):
     config = module.Config(module.Data(str(tmp_path), "german"), folds=2, networks=1, epochs=2)
     arrays = module.german_credit(tmp_path / "german.data").arrays
     train, test = np.arange(60), np.arange(60, 90)
-    folds = [module.Fold(train, test, [(train[:45], train[45:])]), module.Fold(train[::-1], test, [(train[45:], train[:15])])]  # fmt: skip
+    inner = [(train[:45], train[45:]), (train[15:], train[:15])]
+    folds = [module.Fold(train, test, [own]) for own in inner]
     sizes = tuple(int(n) + 1 for n in arrays["category"].max(axis=0))
     network = module.TabularMLP(2, sizes, features=(4,), embedding=2)
 
