@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-SMALL = ["--channels", "4", "8", "--hidden", "8", "--batch-size", "40", "--lr", "1e-2", "--workdir"]
+SMALL = ["--channels", "4", "8", "--hidden", "8", "--batch-size", "20", "--lr", "1e-2", "--workdir"]
 
 
 def run(data: Path, workdir: Path, *words: str) -> dict:
@@ -47,7 +47,7 @@ def run(data: Path, workdir: Path, *words: str) -> dict:
 
 
 def test_it_hears_tones_of_an_unseen_speaker(data, tmp_path):
-    rows = run(data, tmp_path, "--only", "bob", "--epochs", "12", "--no-augment")["table"]
+    rows = run(data, tmp_path, "--only", "bob", "--epochs", "25", "--no-augment")["table"]
     assert [row["test"] for row in rows] == ["bob"]
     assert rows[0]["clips"] == 80
     assert rows[0]["low"] < rows[0]["accuracy"] > 0.8
