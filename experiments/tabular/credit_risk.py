@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from scipy.special import logit
 from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from jaxbig import atomic, diagnostics, full, metrics
 from jaxbig.data import card_default, class_weights, german_credit, k_fold
@@ -41,7 +42,14 @@ from jaxbig.step import step_fn
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "credit_risk.jsonl"
 COLUMNS = {"numbers": "number", "categories": "category"}
 FILES = {"german": (german_credit, "german.data"), "card": (card_default, "UCI_Credit_Card.csv*")}
-BINS = {"german": 8, "card": 16}
+BINS = {"german": 5, "card": 16}
+NAMES = {"mlp": "MLP", "ft": "FT-Transformer"}
+NETWORKS: dict[tuple[str, str], Callable[[Sequence[int]], nn.Module]] = {
+    ("mlp", "german"): lambda sizes: TabularMLP(2, sizes, features=(128,), embedding=16, dropout=0.5),
+    ("mlp", "card"): lambda sizes: TabularMLP(2, sizes, features=(128, 64), dropout=0.3),
+    ("ft", "german"): lambda sizes: FTTransformer(2, sizes, 32, 2, 4, hidden_dropout=0.2),
+    ("ft", "card"): lambda sizes: FTTransformer(2, sizes, 32, 2, 4),
+}
 BOOSTING = {
     "HistGradientBoosting": (
         HistGradientBoostingClassifier,
@@ -78,6 +86,8 @@ class Config:
     """At most; a network's best epoch by the inner split's loss counts."""
     patience: int = 5
     """Epochs without a better loss after which a network is done."""
+    models: tuple[Literal["mlp", "ft"], ...] = ("mlp", "ft")
+    """Perceptron, FT-Transformer, or both."""
     class_weights: bool = False
     """Let both classes count the same in the networks' loss."""
     miss: float = 5.0
@@ -140,10 +150,7 @@ def _study(config: Config, console: Console, report: Report, name: str) -> dict[
         inner = k_fold(len(train), 5, config.seed + i, label[train])
         folds.append(Fold(train, test, [(train[fit], train[held]) for fit, held in inner]))
     sizes = tuple(map(len, credit.categories.values()))
-    networks = {
-        "MLP": TabularMLP(2, sizes, features=(128, 64), embedding=4, dropout=0.3),
-        "FT-Transformer": FTTransformer(2, sizes, width=32, layers=2, heads=4, hidden_dropout=0.2),
-    }
+    networks = {NAMES[kind]: NETWORKS[kind, name](sizes) for kind in config.models}
     # One logit for each fold's test row: [networks][folds] -> [rows].
     logits: dict[str, list[list[np.ndarray]]] = {}
     for model in BOOSTING:
@@ -178,11 +185,13 @@ def _boosting(config: Config, console: Console, model: str, arrays, folds: Seque
         return logit(np.clip(fitted.predict_proba(x[rows])[:, 1], 1e-7, 1 - 1e-7))
 
     found: dict[str, list[list[np.ndarray]]] = {f"{model}, default": [[]], f"{model}, tuned": [[]]}
-    for fold in folds:
-        fit, inner = fold.inner[0]
-        best = max(grid, key=lambda options: metrics.auc(y[inner], odds(options, fit, inner)))
-        for options, per in zip(({}, best), found.values(), strict=True):
-            per[0].append(odds(options, fold.train, fold.test))
+    # One thread, because where others compute too the threads would spend their time waiting for each other.
+    with threadpool_limits(1):
+        for fold in folds:
+            fit, inner = fold.inner[0]
+            best = max(grid, key=lambda options: metrics.auc(y[inner], odds(options, fit, inner)))
+            for options, per in zip(({}, best), found.values(), strict=True):
+                per[0].append(odds(options, fold.train, fold.test))
     console.print(f"{model}: {time.perf_counter() - since:.0f} s")
     return found
 
@@ -202,7 +211,8 @@ def _networks(config, console, name: str, model: str, network, arrays, folds: Se
     per_epoch = least // batch
     optimizer = Optimizer("adamw", 1e-3, "cosine", config.epochs * per_epoch, weight_decay=0.1, clip=1.0).build()
     keys = jax.random.split(jax.random.key(config.seed), runs)
-    base, states = init_seeds(full(), optimizer, keys, lambda key: module.init(key, example)["params"], {})
+    params_of = lambda key: module.init(key, example)["params"]  # noqa: E731
+    base, states = jax.jit(lambda keys: init_seeds(full(), optimizer, keys, params_of, {}))(keys)
     states = states._replace(vars={"bins": {"edges": jnp.asarray(np.stack(edges))}})
     objective = classify(module, inputs=inputs, class_weights=weights)
     step = jax.jit(jax.vmap(step_fn(objective, full(), optimizer), in_axes=(None, 0, 0)), donate_argnums=1)
