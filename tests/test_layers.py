@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "train": CORE
     + " data objective manifest checkpoint saver placement history progress evaluate gradient step diagnose job resume",
     "record": "errors",
-    "recipe": CORE + " data objective optim averaging job step train",
+    "recipe": CORE + " data objective optim averaging evaluate gradient history job step train",
     "best": "errors checkpoint job resume",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
