@@ -124,8 +124,8 @@ def main(config: Config) -> None:
     report.text(
         f"Seed {config.seed}, {config.folds} stratified folds, {config.networks} networks a fold. Means over the "
         f"folds. Cost: of a client, where a default costs {config.miss:g} and a refusal 1, refusing where the "
-        "probability says so. Gap: AUC less the best boosting's; its interval (95%) is paired by fold and allows for the "
-        "training data that folds share."
+        "probability says so. Gap: AUC less the best boosting's; its interval (95%) is paired by fold and allows for "
+        "the training data that folds share."
     )
     results: dict[str, Any] = {}
     for name in FILES if config.data.name == "both" else [config.data.name]:
