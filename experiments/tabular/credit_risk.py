@@ -51,11 +51,11 @@ NETWORKS: dict[tuple[str, str], Callable[[Sequence[int]], nn.Module]] = {
     ("ft", "card"): lambda sizes: FTTransformer(2, sizes, 32, 2, 4),
 }
 BOOSTING = {
-    "HistGradientBoosting": (
+    "HistGB": (
         HistGradientBoostingClassifier,
         [{"learning_rate": 0.05, "max_leaf_nodes": leaves, "l2_regularization": 1.0} for leaves in (7, 15)],
     ),
-    "GradientBoosting": (
+    "GB": (
         GradientBoostingClassifier,
         [
             {"learning_rate": 0.05, "n_estimators": 200, "subsample": 0.5, "max_features": "sqrt", "max_depth": depth}
@@ -124,7 +124,8 @@ def main(config: Config) -> None:
     report.text(
         f"Seed {config.seed}, {config.folds} stratified folds, {config.networks} networks a fold. Means over the "
         f"folds. Cost: of a client, where a default costs {config.miss:g} and a refusal 1, refusing where the "
-        "probability says so. Intervals (95%) are paired by fold and allow for the training data that folds share."
+        "probability says so. Gap: AUC less the best boosting's; its interval (95%) is paired by fold and allows for "
+        "the training data that folds share."
     )
     results: dict[str, Any] = {}
     for name in FILES if config.data.name == "both" else [config.data.name]:
@@ -159,18 +160,14 @@ def _study(config: Config, console: Console, report: Report, name: str) -> dict[
         logits[model] = _networks(config, console, name, model, network, credit.arrays, folds)
         logits[f"{model}, {config.networks} averaged"] = [list(np.mean(logits[model], axis=0))]
     table = [_row(config, model, per, label, folds) for model, per in logits.items()]
-    boosted = [row for row in table if "Boosting" in row["model"]]
-    best = max(boosted, key=lambda row: row["AUC"])
-    for row in table:
-        per_fold = row.pop("folds")
-        row["per fold"] = per_fold
+    best = max(table[: 2 * len(BOOSTING)], key=lambda row: row["AUC"])
     for row in table:
         gap = t_interval(np.subtract(row["per fold"], best["per fold"]), overlap=1 / (config.folds - 1))
-        row |= {"less the best boosting": gap.value, "low": gap.low, "high": gap.high}
+        row |= {"gap": gap.value, "low": gap.low, "high": gap.high}
     shown = [{key: value for key, value in row.items() if key != "per fold"} for row in table]
     console.print(terminal_table(shown, f"{name}: {len(label):,} clients, {label.mean():.1%} defaults"))
-    _pictures(config, report, name, shown, {m: logits[m] for m in logits if m == best["model"] or m in networks}, label,
-              folds)  # fmt: skip
+    drawn = [best["model"], *(row["model"] for row in table if row["model"].endswith("averaged"))]
+    _pictures(config, report, name, shown, {model: logits[model] for model in drawn}, label, folds)
     return {"table": table, "best boosting": best["model"]}
 
 
@@ -264,7 +261,6 @@ def _row(config: Config, model: str, per_seed, label, folds: Sequence[Fold]) -> 
         "Gini": metrics.gini,
         "KS": metrics.ks,
         "ECE": metrics.calibration_error,
-        "Brier": metrics.brier,
         "cost": lambda y, z: metrics.expected_cost(y, z, miss=config.miss),
     }
     each = {
@@ -272,11 +268,11 @@ def _row(config: Config, model: str, per_seed, label, folds: Sequence[Fold]) -> 
         for kind, of in kinds.items()
     }
     means = {kind: float(values.mean()) for kind, values in each.items()}
-    return {"model": model, **means, "folds": each["AUC"].tolist()}
+    return {"model": model, **means, "per fold": each["AUC"].tolist()}
 
 
 def _pictures(config: Config, report: Report, name: str, table, logits, label, folds: Sequence[Fold]) -> None:
-    """Curves over all test rows, each predicted by the first network that has not seen it."""
+    """Curves over all test rows, each predicted by the model that has not seen it."""
     y = np.concatenate([label[fold.test] for fold in folds])
     scores = {model: np.concatenate(per[0]) for model, per in logits.items()}
     report.section(f"{name}: {len(label):,} clients").table(table, "Means over the folds")
