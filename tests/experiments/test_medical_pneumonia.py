@@ -76,13 +76,6 @@ def test_resumed_when_done_it_says_the_same(found):
     assert run(folder, *words, "--lr", "0.02", "--ema", "0.5", "--resume") == first
 
 
-def test_the_cut_has_the_most_sensitivity_and_specificity():
-    labels, score = np.array([0, 0, 1, 1, 0, 1]), np.array([-2.0, -1.0, -0.5, 1.0, 0.5, 2.0])
-    cut = MODULE.cut_of(labels, score)
-    assert -1 < cut < -0.5 or 0.5 < cut < 1  # 3/3 + 2/3, or 2/3 + 3/3
-    assert MODULE.cut_of(np.array([0, 1, 1]), np.array([0.0, 2.0, 3.0])) == 1
-
-
 def test_the_interval_of_auc_is_about_the_mean_of_the_seeds():
     rng = np.random.default_rng(0)
     labels = (rng.random(60) < 0.6).astype(int)
