@@ -15,9 +15,9 @@ Result, mean of 3 seeds, 95% interval over the images (bootstrap); those over th
   | validation | 0.5       | 0.997 (0.994 - 0.999) | 0.942 (0.920 - 0.958) | 0.922       | 1.000       |
   | validation | by val    |                       | 0.971 (0.956 - 0.982) | 0.967       | 0.983       |
 
-Of each seed the checkpoint with the best validation AUC is taken. The test images were looked at once, for this table.
-The copy of the set was put together from two public ones: none of its test images is a copy of a training image, eight
-of its validation images are. Small wonder that a threshold chosen by validation does not help on the test images.
+Of each seed the checkpoint with the best validation AUC is taken; the test images were looked at once, for this table.
+In the copy used, put together from two public ones, none of them is a copy of a training image, but eight of the
+validation images are; a threshold chosen by those does not help on the test images (benchmarks/LOG.md).
 """
 
 import dataclasses
