@@ -4,8 +4,9 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxbig.errors import UserError
 
 def record(path: str | os.PathLike, measured: Mapping[str, Any]) -> Path:
     """Adds a line of JSON to a file: when, by which command, with which versions, on what, and what was measured.
+
+    Of absolute paths in the command only the last part is kept: the rest says something of this machine alone.
 
     Args:
         path: the file, such as ``benchmarks/results/NAME.jsonl``; made where it is not there.
@@ -36,7 +39,7 @@ def record(path: str | os.PathLike, measured: Mapping[str, Any]) -> Path:
     path = Path(path)
     line = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(sys.argv),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -56,3 +59,15 @@ def record(path: str | os.PathLike, measured: Mapping[str, Any]) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
     return path
+
+
+def command(words: Sequence[str]) -> str:
+    """A process's words as others would type them.
+
+    Example:
+        >>> command(["/usr/lib/jaxbig/__main__.py", "run", "a.py", "--data.dir", "/home/me/data/mnist"])
+        'jaxbig run a.py --data.dir mnist'
+    """
+    own = Path(words[0])
+    name = own.parent.name if own.name == "__main__.py" else own.name
+    return shlex.join([name, *(Path(word).name if os.path.isabs(word) else word for word in words[1:])])

@@ -76,7 +76,7 @@ MISTAKES = {
     "no uses": (lambda: lora().init(KEY, tree(), None), ["uses is a NoneType", "jaxbig.usage("]),
     "empty uses": (lambda: lora().init(KEY, tree(), {}), ["uses is empty", "jaxbig.usage("]),
     "uses of another tree": (
-        lambda: start(lora(), {"model": tree()}), ["uses is that of another tree", "'first/bias'"],
+        lambda: start(lora(), {"model": tree()}), ["uses is that of another tree", "'first/kernel'"],
     ),
     "a head alone": (
         lambda: lora().init(KEY, {"w": jnp.ones((4, 3))}, usage(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 3))},

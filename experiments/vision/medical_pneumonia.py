@@ -1,11 +1,23 @@
 """Pneumonia in chest X-rays of 28 x 28 pixels: a small residual network, three seeds, the official split.
 
-Claim: TODO
+Claim: a network of 173,714 parameters does better than the published ResNet-18 of 11 million (test AUC 0.944, accuracy
+0.854) when the training images are moved, turned, zoomed, cut out of and exposed anew, and classes count the same.
 
 Data: PneumoniaMNIST of MedMNIST v2 (4,708 / 524 / 624 images of children; arXiv:2110.14795), one file of 4 MB:
   https://zenodo.org/records/10519652, pneumoniamnist.npz
-Command: jaxbig run experiments/vision/medical_pneumonia.py --data.dir data/pneumoniamnist.npz
-Result: TODO
+Command: jaxbig run experiments/vision/medical_pneumonia.py --data.dir data/pneumoniamnist.npz --record
+Time: 321 s of training for the three seeds, jax 0.10.2, on 2 cores that other programs kept busy (load 11).
+Result, mean of 3 seeds, 95% interval over the images (bootstrap); those over the seeds stand in results.json:
+
+  |            | threshold | AUC                   | accuracy              | sensitivity | specificity |
+  | test       | 0.5       | 0.982 (0.968 - 0.989) | 0.938 (0.919 - 0.955) | 0.944       | 0.927       |
+  | test       | by val    |                       | 0.932 (0.913 - 0.949) | 0.984       | 0.846       |
+  | validation | 0.5       | 0.997 (0.994 - 0.999) | 0.942 (0.920 - 0.958) | 0.922       | 1.000       |
+  | validation | by val    |                       | 0.971 (0.956 - 0.982) | 0.967       | 0.983       |
+
+Of each seed the checkpoint with the best validation AUC is taken; the test images were looked at once, for this table.
+In the copy used, put together from two public ones, none of them is a copy of a training image, but eight of the
+validation images are; a threshold chosen by those does not help on the test images (benchmarks/LOG.md).
 """
 
 import dataclasses
@@ -28,7 +40,7 @@ from jaxbig.data.augment_image import Cutout, Jitter, Pack
 from jaxbig.evaluate import predict
 from jaxbig.gallery import gallery
 from jaxbig.job import Validation
-from jaxbig.metrics import classification_report, confusion, reliability, roc_curve
+from jaxbig.metrics import classification_report, confusion, reliability, roc_curve, youden_threshold
 from jaxbig.models import ResNet
 from jaxbig.objective import classify
 from jaxbig.optim import Optimizer
@@ -93,16 +105,14 @@ def main(config: Config) -> None:
     for i in range(config.seeds):
         console.rule(f"seed {config.seed + i}")
         runs.append(train(config, model, data, config.seed + i))
-    logits = {
-        split: np.stack([logits_of(model, trained, data[split]) for _, trained in runs]) for split in ("val", "test")
-    }
+    logits = {part: np.stack([logits_of(model, own, data[part]) for _, own in runs]) for part in ("val", "test")}
     rows, thresholds = table(data, logits)
     seconds = round(sum(line["seconds"] for history, _ in runs for line in history), 1)
     results = {"table": rows, "thresholds": thresholds}
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
     shown = [{column: cell for column, cell in row.items() if column != "values"} for row in rows]
     written = report(config, model, runs, data, logits, shown)
-    console.print(terminal_table(shown, "95% intervals over the images, and over the seeds"))
+    console.print(terminal_table(shown, "each seed and their mean logits; 95% intervals over images and seeds"))
     console.print(f"{seconds} s of training; report: {written}")
     if config.record:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "workdir", "record")}
@@ -110,7 +120,6 @@ def main(config: Config) -> None:
 
 
 def scaled(arrays) -> Mapped:
-    """Pixels from 0 to 1."""
     return Mapped(arrays, lambda batch: batch | {"image": batch["image"].astype(np.float32) / 255})
 
 
@@ -158,29 +167,19 @@ def scores(logits: np.ndarray) -> np.ndarray:
     return logits[..., 1] - logits[..., 0]
 
 
-def cut_of(labels: np.ndarray, score: np.ndarray) -> float:
-    """The score from which on to say pneumonia: the one with the most sensitivity + specificity on these examples."""
-    places = np.unique(score)
-    cuts = np.concatenate([[places[0] - 1], (places[1:] + places[:-1]) / 2, [places[-1] + 1]])
-    above = score[:, None] >= cuts
-    gain = above[labels == 1].mean(axis=0) - above[labels == 0].mean(axis=0)
-    best = cuts[gain >= gain.max() - 1e-12]
-    return float(best[len(best) // 2])
-
-
 def table(data, logits):
     """A row a metric, with the values of all seeds; and the thresholds that validation gives."""
-    groups = {"each seed": logits}
+    groups = {"each": logits}
     if len(logits["val"]) > 1:
-        groups["seeds together"] = {split: own.mean(axis=0, keepdims=True) for split, own in logits.items()}
+        groups["together"] = {split: own.mean(axis=0, keepdims=True) for split, own in logits.items()}
     rows, cuts = [], {}
     for who, group in groups.items():
-        cuts[who] = np.array([cut_of(data["val"]["label"], scores(own)) for own in group["val"]])
+        cuts[who] = np.array([youden_threshold(data["val"]["label"], scores(own)) for own in group["val"]])
         for split, own in group.items():
             y, z = data[split]["label"], scores(own)
             found = {("auc", "any"): (np.array([roc_auc_score(y, one) for one in z]), interval_of_auc(y, z))}
             parts = {"accuracy": y >= 0, "sensitivity": y == 1, "specificity": y == 0}
-            for threshold, limits in (("0.5", 0 * cuts[who]), ("by validation", cuts[who])):
+            for threshold, limits in (("0.5", 0 * cuts[who]), ("val", cuts[who])):
                 right = ((z >= limits[:, None]) == (y == 1)).astype(float)
                 for metric, part in parts.items():
                     interval = bootstrap(np.mean, right[:, part].mean(axis=0), vectorized=True)
@@ -188,8 +187,8 @@ def table(data, logits):
             for (metric, threshold), (values, (value, low, high)) in found.items():
                 _, first, last = t_interval(values)
                 row = {"network": who, "split": split, "metric": metric, "threshold": threshold, "mean": value}
-                row |= {"images": f"{low:.3f} to {high:.3f}", "values": values.tolist()}
-                rows.append(row | ({"seeds": f"{first:.3f} to {last:.3f}"} if len(z) > 1 else {}))
+                row |= {"images": f"{low:.3f}–{high:.3f}", "values": values.tolist()}
+                rows.append(row | ({"seeds": f"{first:.3f}–{last:.3f}"} if len(z) > 1 else {}))
     return rows, {who: (1 / (1 + np.exp(-own))).tolist() for who, own in cuts.items()}
 
 
@@ -220,11 +219,10 @@ def report(config: Config, model, runs, data, logits, shown) -> Path:
     curves = {name: history for name, (history, _) in zip(names, runs, strict=True)}
     page.section("Training").figure(plots.learning_curves(curves), "Training dashed, validation solid")
     page.section("Test images")
-    page.figure(diagnostics.roc({n: roc_curve(labels, own) for n, own in zip(names, z, strict=True)}), "ROC")
-    page.figure(
-        diagnostics.reliability({n: reliability(labels, own, bins=10) for n, own in zip(names, z, strict=True)}),
-        "Whether probabilities mean what they say; classes were weighted and labels smoothed in training",
-    )
+    by_seed = dict(zip(names, z, strict=True))
+    page.figure(diagnostics.roc({name: roc_curve(labels, own) for name, own in by_seed.items()}), "ROC")
+    curves = {name: reliability(labels, own, bins=10) for name, own in by_seed.items()}
+    page.figure(diagnostics.reliability(curves), "Calibration; in training classes were weighted and labels smoothed")
     guess = z[0].argmax(axis=-1)
     page.figure(pictures.confusion(confusion(labels, guess, 2), CLASSES), f"Confusion of {names[0]}, threshold 0.5")
     page.section("Mistakes").text("The 16 test images that the first seed is most wrong about.")
@@ -234,10 +232,10 @@ def report(config: Config, model, runs, data, logits, shown) -> Path:
         page.figure(gallery({"image": data["test"]["image"][worst], "label": labels[worst]}, {"label": CLASSES}),
                     "What each really is")  # fmt: skip
     page.section("Where the network looks").text(
-        "The gradient of the log-odds of pneumonia by the pixels, of the first seed, for two images of each kind."
+        "The gradient of the log-odds of pneumonia by the pixels, of the first seed, mean of 32 copies with noise."
     )
     kinds = [(true, taken) for true in (0, 1) for taken in (0, 1)]
-    few = np.concatenate([np.flatnonzero((labels == true) & (guess == taken))[:2] for true, taken in kinds])
+    few = np.concatenate([np.flatnonzero((labels == true) & (guess == taken))[:1] for true, taken in kinds])
     said = [f"{CLASSES[y]}\n→ {CLASSES[t]}" for y, t in zip(labels[few], guess[few], strict=True)]
     page.figure(
         pictures.saliency(data["test"]["image"][few], slopes(model, runs[0][1], data["test"]["image"][few]), said)
@@ -246,5 +244,8 @@ def report(config: Config, model, runs, data, logits, shown) -> Path:
 
 
 def slopes(model, trained, images: np.ndarray) -> np.ndarray:
+    """Smilkov et al. (2017), "SmoothGrad", arXiv:1706.03825: a single gradient is mostly noise."""
     log_odds = lambda x: scores(model.apply(trained, Pack()({"image": x})["image"])).sum()  # noqa: E731
-    return np.asarray(jax.jit(jax.grad(log_odds))(images.astype(np.float32) / 255))[..., 0]
+    noise = np.random.default_rng(0).normal(0, 0.1, (32, *images.shape)).astype(np.float32)
+    gradient = jax.jit(jax.grad(log_odds))
+    return np.mean([gradient(images.astype(np.float32) / 255 + one) for one in noise], axis=0)[..., 0]

@@ -7,6 +7,7 @@ from jaxbig.metrics.ranking import auc, average_precision, pr_curve, roc_curve
 from jaxbig.metrics.regression import regression_report
 from jaxbig.metrics.report import classification_report
 from jaxbig.metrics.sums import summary
+from jaxbig.metrics.threshold import youden_threshold
 
 __all__ = [
     "Costs",
@@ -27,4 +28,5 @@ __all__ = [
     "roc_curve",
     "scores",
     "summary",
+    "youden_threshold",
 ]
