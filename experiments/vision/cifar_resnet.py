@@ -1,13 +1,13 @@
 """CIFAR-10 with a residual network: what augmentation is worth at equal epochs.
 
-Claim: at equal epochs, cropping and mirroring, and mixing on top of them, are each worth something.
+Question: what are cropping and mirroring, and mixing on top of them, worth at equal epochs?
 
 Data: one of
   --data.dir DIR    the binary version, https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, unpacked; or train.npz
                     and test.npz of packed JPEGs (`jaxbig.data.PackedImages`)
   --data.name cifar10 [--data.download]   by TensorFlow Datasets
 Command: jaxbig run experiments/vision/cifar_resnet.py --data.dir data/cifar10
-Result: not measured yet on all images.
+Result: not measured yet.
 
 The large form, not measured here (ResNet-18 on all 50,000 images, several accelerators):
   jaxbig run experiments/vision/cifar_resnet.py --depth 18 --width 1 --pack 1 --epochs 200 --batch-size 512 --lr 0.4 \\

@@ -1,6 +1,6 @@
 """Fashion-MNIST with a small network: mirrored and shifted images, dropout, averaged weights; three seeds.
 
-Claim: a network of two convolutions learns clothes in minutes on two cores. Not measured yet.
+Question: how many clothes does a network of two convolutions tell apart, in minutes on two cores? Not measured yet.
 
 Data: apt install dataset-fashion-mnist (Debian, Ubuntu), or the four IDX files in any folder: --data.dir
 Command: jaxbig run experiments/vision/fashion.py

@@ -1,11 +1,15 @@
 """MNIST with the classic small network: plain, with the textbook augmentation, and by a stronger recipe.
 
-Claim: conv 32 - pool - conv 64 - pool - dense 128 - dense 10 (3x3, valid) reaches 99.0% of the test images within
-  3 epochs, 99.4% within 15 with Keras's textbook augmentation; a wider net by the recipe "best" gets further.
+Claim: conv 32 - pool - conv 64 - pool - dense 128 - dense 10 (3x3, valid) gets 99.0% of the test images right within 3
+epochs.
 
 Data: the four IDX files of MNIST, gzipped or not, in one folder: --data.dir; or, prepared by tensorflow-datasets,
   --data.name mnist (--data.download lets it fetch and prepare them, which needs tensorflow).
-Command: see RESULT
+Command: jaxbig run experiments/vision/mnist_cnn.py --data.dir data/mnist --record
+Time: 70 to 114 s a seed, jax 0.12.0.1, on 2 cores that other programs kept busy (load 9.5).
+Result: 99.05%, 99.10% and 99.16% for seeds 0 to 2; the step waited for data for 0.7% of the time.
+
+Not measured yet: ``--augment --epochs 15`` and ``--recipe best``.
 """
 
 import dataclasses
