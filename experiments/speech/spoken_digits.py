@@ -147,12 +147,15 @@ def _run(config: Config, name: str, train, test) -> tuple[np.ndarray, list[dict[
 
 @jax.jit
 def _log_mel(audio: jax.Array) -> jax.Array:
-    return log_mel(audio, 8000, WINDOW, HOP, MELS, low=60.0, floor=1e-8)
+    return log_mel(audio, 8000, WINDOW, HOP, MELS, low=60.0, floor=1e-6)
 
 
 def spectrogram(batch: Mapping[str, np.ndarray], draw: Any = None) -> dict[str, np.ndarray]:
     """``mel`` [B, T, F] and ``frames`` [B]; each clip has mean 0 and deviation 1, so that loudness tells nothing."""
-    mel = np.asarray(_log_mel(batch["audio"]))
+    heard = np.arange(batch["audio"].shape[1]) < batch["length"][:, None]
+    power = (np.where(heard, batch["audio"], 0) ** 2).sum(1) / np.maximum(batch["length"], 1)
+    # To one loudness first, so that the least power that is told apart lies as deep below every voice.
+    mel = np.asarray(_log_mel(batch["audio"] * (0.1 / np.sqrt(power + 1e-10))[:, None]))
     frames = np.maximum(frame_count(batch["length"], WINDOW, HOP), 4)
     real = (np.arange(mel.shape[1]) < frames[:, None])[..., None]
     count = frames[:, None, None] * mel.shape[2]
