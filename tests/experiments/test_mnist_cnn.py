@@ -28,6 +28,7 @@ def test_it_learns_and_tells(blots, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_resumed_it_ends_in_the_same_numbers(blots, tmp_path):
     whole = run(tmp_path / "whole", blots, "--epochs", "2")
     run(tmp_path / "parts", blots, "--epochs", "2")

@@ -54,6 +54,7 @@ def test_it_hears_tones_of_an_unseen_speaker(data, tmp_path):
     assert "<svg" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_seen_and_resumed(data, tmp_path):
     whole = run(data, tmp_path / "whole", "--split", "seen", "--epochs", "2")
     assert [(row["test"], row["clips"]) for row in whole["table"]] == [("seen speakers", 150)]
