@@ -1,5 +1,6 @@
 """What a run leaves in its folder so that another process can go on: its state in parts, and what makes it that run."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ def identity(task: Task, base: PyTree, state: TrainState) -> dict[str, Any]:
     found: dict[str, Any] = {"examples": data.size, "batch_size": data.batch_size, "data seed": data.seed}
     found |= {"shuffle": data.shuffle, "remainder": data.remainder, "data": data_fingerprint(as_source(data.source))}
     found |= {"key": fingerprint(state.key), "base": fingerprint(base), "first train": fingerprint(state.split)}
-    return found | {"transform": _plain(task.transform.config), "ways": [repr(way) for way in task.ways]}
+    found |= {"augment": _named(data.augment), "ways": [_named(way) for way in task.ways]}
+    return found | {"transform": _plain(task.transform.config)}
 
 
 def check(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
@@ -61,6 +63,11 @@ def check(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> No
                 f"{where} is of another run: its {name} was {found.get(name)}, now {value}; use the settings of that "
                 f"run, or another workdir"
             )
+
+
+def _named(function: Any) -> str:
+    """What a function or record says of itself, without where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(function))
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """How a run is carried out: steps and lines, early stopping, what is evaluated and called back, and what goes wrong."""
 
+import dataclasses
 import io
 import json
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from jaxbig import checkpoint
 from jaxbig.averaging import averaged
 from jaxbig.data import Loader
+from jaxbig.data.augment_image import Flip
 from jaxbig.errors import UserError
 from jaxbig.gradient import SAM, Accumulate
 from jaxbig.history import TIMES
@@ -169,6 +171,10 @@ def test_ways_are_part_of_the_run_s_identity(tmp_path):
     run(task(ways=(Accumulate(2),)), workdir=tmp_path, epochs=1)
     with pytest.raises(UserError, match=r"its ways was \['Accumulate\(chunks=2\)'\], now \['SAM\(radius=0.1\)'\]"):
         run(task(ways=(SAM(0.1),)), workdir=tmp_path, resume=True)
+    turned = task(ways=(Accumulate(2),))
+    turned = turned._replace(data=dataclasses.replace(turned.data, augment=Flip()))
+    with pytest.raises(UserError, match=r"its augment was None, now Flip\("):
+        run(turned, workdir=tmp_path, resume=True)
     other = {"image": DATA["image"] + 1e-3, "label": DATA["label"]}
     with pytest.raises(UserError, match="its data was"):
         run(task(ways=(Accumulate(2),), data=other), workdir=tmp_path, resume=True)
