@@ -3,7 +3,7 @@
     python benchmarks/keras_mnist.py --keras-python PYTHON [--batches 32 128 512] [--rounds 7] [--steps 200]
 
 PYTHON is the interpreter of an environment with tensorflow-cpu, which must not be ours:
-``python3 -m venv /tmp/tf && /tmp/tf/bin/pip install tensorflow-cpu``. Each program trains in a process of its own, on
+``python3 -m venv keras && keras/bin/pip install tensorflow-cpu``. Each program trains in a process of its own, on
 images in memory, with Adam, loss and accuracy, a shuffled epoch of `steps` steps a round; rounds alternate, so that
 what else the machine does falls on both. Keras runs as it does by default and with ``jit_compile=False``; the quicker
 one counts. Appends one line with medians and 95% intervals to benchmarks/results/keras_mnist.jsonl.
