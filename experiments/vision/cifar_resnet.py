@@ -1,17 +1,16 @@
 """CIFAR-10 with a residual network: what augmentation is worth at equal epochs.
 
-Question: what are cropping and mirroring, and mixing on top of them, worth at equal epochs?
-
 Data: one of
   --data.dir DIR    the binary version, https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, unpacked; or train.npz
                     and test.npz of packed JPEGs (`jaxbig.data.PackedImages`)
   --data.name cifar10 [--data.download]   by TensorFlow Datasets
-Command: jaxbig run experiments/vision/cifar_resnet.py --data.dir data/cifar10
-Result: not measured yet.
+Command: jaxbig run experiments/vision/cifar_resnet.py --data.dir data/cifar10 --record
+Time: 343 s for the first of three recipes, jax 0.10.2, on 2 cores that other programs kept busy (load 11).
+Result: not complete. Measured by that command on 19,000 JPEGs, 1,000 more held out, is its first recipe alone: without
+augmentation 76,586 parameters reach training accuracy 0.957 and validation accuracy 0.654; test was not looked at.
 
 The large form, not measured here (ResNet-18 on all 50,000 images, several accelerators):
-  jaxbig run experiments/vision/cifar_resnet.py --depth 18 --width 1 --pack 1 --epochs 200 --batch-size 512 --lr 0.4 \\
-    --recipes mixup --bf16 --mesh --data.name cifar10
+  --depth 18 --width 1 --pack 1 --epochs 200 --batch-size 512 --lr 0.4 --recipes mixup --bf16 --mesh --data.name cifar10
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Pneumonia in chest X-rays of 28 x 28 pixels: a small residual network, three seeds, the official split.
 
-Claim: a network of 173,714 parameters does better than the published ResNet-18 of 11 million (test AUC 0.944, accuracy
-0.854) when the training images are moved, turned, zoomed, cut out of and exposed anew, and classes count the same.
+Claim: a network of 173,714 parameters, trained on images that are moved, turned, zoomed, cut out of and exposed anew,
+with classes that count the same, is above the ResNet-18 of MedMNIST's benchmark (test AUC 0.944, accuracy 0.854).
 
 Data: PneumoniaMNIST of MedMNIST v2 (4,708 / 524 / 624 images of children; arXiv:2110.14795), one file of 4 MB:
   https://zenodo.org/records/10519652, pneumoniamnist.npz
