@@ -4,6 +4,7 @@
 
 PYTHON is the interpreter that stands for ``python3``. Each command's wall time (installation included), exit code and
 last line are printed, and appended as one line to benchmarks/results/readme_commands.jsonl, with the job's results.
+What a command that failed had printed is printed whole.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def run(command: str, clone: Path) -> dict:
         ["bash", "-c", command], cwd=clone, env=environment, text=True, capture_output=True, check=False
     )
     seconds = round(time.perf_counter() - since, 1)
-    lines = [line for line in (done.stdout if done.returncode == 0 else done.stderr).splitlines() if line.strip()]
+    if done.returncode:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr, flush=True)
+    lines = [line for line in (done.stdout or done.stderr).splitlines() if line.strip()]
     return {"seconds": seconds, "exit code": done.returncode, "last line": lines[-1] if lines else ""}
 
 

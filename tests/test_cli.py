@@ -263,8 +263,13 @@ def test_the_smallest_experiment_of_the_help_runs(capsys, tmp_path):
 
 
 def test_control_c_ends_with_130_and_one_line(folder):
+    # A shell starts what it puts in the background with SIGINT ignored, and children would inherit that.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('jaxbig', run_name='__main__', alter_sys=True)"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "jaxbig", "run", "trial.py", "--fail", "wait"],
+        [sys.executable, "-c", code, "run", "trial.py", "--fail", "wait"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
