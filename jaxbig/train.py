@@ -33,6 +33,10 @@ from jaxbig.transform import Split
 
 PyTree = Any
 
+# Steps that the device may be given beyond the one it works on. With more of them the host would be far ahead: it would
+# wait for data that nothing needs yet, and hold a batch for each.
+_IN_FLIGHT = 2
+
 
 def fit(task: Task, split: Split, key: jax.Array, run: Run | None = None, variables: PyTree = None) -> Fitted:
     """Train.
@@ -160,7 +164,11 @@ class _Loop:
     def _batches(self, start: int, end: int) -> Prefetch:
         epochs = -(-end // self.per_epoch)
         stream = self.task.data.stream(Position(*divmod(start, self.per_epoch)), epochs)
-        return Prefetch(stream, self.place.batch, self.run.ahead)
+        return Prefetch(stream, self.place.batch, self.run.ahead, self._idle)
+
+    def _idle(self) -> bool:
+        """Whether the device is through with the last step that it was given."""
+        return not self.pending or all(array.is_ready() for array in jax.tree.leaves(self.pending[-1]))
 
     def _period_of_steps(self, batches: Prefetch, report: Report, stop: Stop) -> None:
         """Steps up to the next line of the history, and that line."""
@@ -172,6 +180,8 @@ class _Loop:
             self.state, metrics = self.step(self.base, self.state, next(batches))
             self.pending.append(metrics)
             self.done += 1
+            if len(self.pending) > _IN_FLIGHT:
+                jax.block_until_ready(self.pending[-1 - _IN_FLIGHT])
             if len(self.pending) >= self.run.log_every:
                 self._look(report)
             if self.done < end and (stop.signal is not None or self._save_is_due()):

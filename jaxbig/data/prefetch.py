@@ -20,9 +20,12 @@ class Prefetch:
         batches: from the host, e.g. ``loader.epoch(0)``.
         put: batch -> the batch where the step wants it, e.g. a placement's ``batch`` for a mesh.
         ahead: batches that are put before they are asked for; 0: none.
+        idle: asked when a batch is at hand: whether the device has nothing else to do. Where the host dispatches steps
+            ahead of the device, time spent in here while steps are queued costs nothing. None: it never has.
 
     Attributes:
-        waited: seconds that the consumer has spent in here, that is, waiting for data; set it to 0 when you like.
+        waited: seconds spent in here for batches at whose end the device was idle: the most that the device can have
+            waited for data; set it to 0 when you like.
 
     Raises:
         UserError: `ahead` is negative.
@@ -34,12 +37,19 @@ class Prefetch:
         [2.0, 0.0] True
     """
 
-    def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any] = jax.device_put, ahead: int = 2):
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        put: Callable[[Any], Any] = jax.device_put,
+        ahead: int = 2,
+        idle: Callable[[], bool] | None = None,
+    ):
         if ahead < 0:
             raise UserError(f"Prefetch: ahead={ahead}; use 0 or more")
         self._batches, self._put, self._ahead = iter(batches), put, ahead
         self._ready: deque[Any] = deque()
         self._end: Exception | None = None
+        self._idle = idle
         self.waited = 0.0
 
     def __iter__(self) -> "Prefetch":
@@ -54,7 +64,8 @@ class Prefetch:
                 raise self._end or StopIteration
             return self._ready.popleft()
         finally:
-            self.waited += time.perf_counter() - since
+            if self._idle is None or self._idle():
+                self.waited += time.perf_counter() - since
 
     def close(self) -> None:
         """Drops what is ready and ends the threads and processes behind `batches`. Closing twice is harmless."""

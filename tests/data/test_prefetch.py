@@ -73,6 +73,21 @@ def test_waiting_is_the_consumers_and_not_its_own_work(monkeypatch):
     assert prefetch.waited == 5.0
 
 
+def test_what_passes_while_the_device_is_busy_is_no_waiting(monkeypatch):
+    now = 0.0
+
+    def batches():
+        nonlocal now
+        for seconds in (2.0, 3.0, 4.0):
+            now += seconds
+            yield seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    idle = iter([True, False, True, False])
+    prefetch = Prefetch(batches(), put=lambda batch: batch, ahead=0, idle=lambda: next(idle))
+    assert [(batch, prefetch.waited) for batch in prefetch] == [(2.0, 2.0), (3.0, 2.0), (4.0, 6.0)]
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 def test_an_error_waits_for_the_batches_before_it(ahead):
     prefetch = Prefetch(Batches(5, fails=3), ahead=ahead)
