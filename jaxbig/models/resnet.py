@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import reduce
+from einops import rearrange, reduce
 
 from jaxbig.errors import UserError
 from jaxbig.models.pool import max_pool_overlapping
@@ -102,6 +102,8 @@ class ResNet(nn.Module):
         blocks: number of residual blocks in each stage.
         channels: C of the first stage.
         form: "imagenet": stem 7x7 of stride 2 and 3x3 max pooling of stride 2; "cifar": stem 3x3, no pooling.
+        patch: s; first each square of s x s pixels becomes one pixel of s² times the channels. Nothing is lost, and
+            all that follows costs 1 / s².
         bottleneck, projection, zero_scale: see `ResidualBlock`.
         remat: recompute each block in the backward pass; memory for the blocks' inputs and one block's activations.
         dtype: dtype of the computation; batch statistics are float32 at least. Parameters are float32.
@@ -110,7 +112,7 @@ class ResNet(nn.Module):
         logits [B, N].
 
     Raises:
-        UserError: the images are not [B, H, W, C], or `form` is unknown.
+        UserError: the images are not [B, H, W, C], or `patch` does not divide them, or `form` is unknown.
 
     Example:
         >>> model = ResNet(3, blocks=(1, 1), channels=4, form="cifar")
@@ -131,6 +133,7 @@ class ResNet(nn.Module):
     blocks: Sequence[int] = (2, 2, 2, 2)
     channels: int = 64
     form: str = "imagenet"
+    patch: int = 1
     bottleneck: bool = False
     projection: bool = True
     zero_scale: bool = False
@@ -143,6 +146,9 @@ class ResNet(nn.Module):
             raise UserError(f"ResNet: images of shape {x_BHWC.shape}; give [batch, height, width, channels]")
         if self.form not in ("imagenet", "cifar"):
             raise UserError(f"ResNet: form={self.form!r}; use 'imagenet' or 'cifar'")
+        if self.patch < 1 or x_BHWC.shape[1] % self.patch or x_BHWC.shape[2] % self.patch:
+            raise UserError(f"ResNet: patch={self.patch} does not divide images of shape {x_BHWC.shape}")
+        x_BHWC = rearrange(x_BHWC, "B (H i) (W j) C -> B H W (i j C)", i=self.patch, j=self.patch)
         side, stride = (7, 2) if self.form == "imagenet" else (3, 1)
         x_BHWC = _conv(self.channels, side, stride, self.dtype, "stem")(x_BHWC)
         x_BHWC = nn.relu(_norm(train, self.dtype, "stem_norm")(x_BHWC))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbig.data.augment_image import Pack
 from jaxbig.errors import UserError
 from jaxbig.models import ResNet, max_pool_overlapping, resnet
 
@@ -259,6 +260,15 @@ def test_outputs_gradients_and_statistics_are_torchs(model, size):
             close(ours, 0.9 * before[name] + (state[name] - 0.9 * before[name]) * (m - 1) / m)
 
 
+def test_patches_are_the_packed_pixels_of_the_data():
+    options: dict = {"num_classes": 3, "blocks": (1,), "channels": 4, "form": "cifar"}
+    x = np.random.default_rng(0).random((2, 8, 6, 3), np.float32)
+    packed = Pack(2)({"image": x})["image"]
+    variables = jax.jit(ResNet(patch=2, **options).init)(jax.random.key(0), x)
+    ours, theirs = ResNet(patch=2, **options).apply(variables, x), ResNet(**options).apply(variables, packed)
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("act", "word"),
     [
@@ -266,6 +276,7 @@ def test_outputs_gradients_and_statistics_are_torchs(model, size):
         (lambda: resnet(20), "form='cifar'"),
         (lambda: resnet(2, form="cifar"), "6 n"),
         (lambda: abstract(ResNet(form="tiny")), "form='tiny'"),
+        (lambda: abstract(ResNet(patch=3)), "patch=3"),
         (lambda: ResNet().init(jax.random.key(0), jnp.ones((8, 8))), "batch, height"),
     ],
 )
