@@ -5,6 +5,15 @@ from pathlib import Path
 
 import pytest
 
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def pytest_configure(config):
+    """The fast tier compiles thousands of tiny programs, and half of that is LLVM's optimisation: it goes without, and
+    the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do."""
+    if config.getoption("markexpr") == "not slow and not parity":
+        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+
 
 @pytest.fixture(scope="session")
 def real_data():
