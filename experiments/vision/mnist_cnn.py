@@ -58,7 +58,7 @@ class Config:
     recipe: Literal["plain", "best"] = "plain"
     """The classic network, or a residual one on distorted images, with smoothed labels."""
     augment: Literal["none", "textbook", "distort"] = "none"
-    """textbook: shear 0.2, zoom 0.2, by Keras's conventions; distort: turn, move, shear and zoom, as "best" always does."""
+    """textbook: shear 0.2, zoom 0.2, by Keras's conventions; distort: turn, move, shear and zoom, as "best" does."""
     flip: bool = False
     """Mirror half of the images. Mirrored digits are no digits, so this does harm."""
     workdir: str = "runs/mnist_cnn"
