@@ -57,8 +57,8 @@ class Config:
     """The images."""
     recipe: Literal["plain", "best"] = "plain"
     """The classic network, or a residual one on distorted images, with smoothed labels."""
-    augment: bool = False
-    """Textbook augmentation: shear 0.2, zoom 0.2, by Keras's conventions. "best" has its own."""
+    augment: Literal["none", "textbook", "distort"] = "none"
+    """textbook: shear 0.2, zoom 0.2, by Keras's conventions; distort: turn, move, shear and zoom, as "best" does."""
     flip: bool = False
     """Mirror half of the images. Mirrored digits are no digits, so this does harm."""
     workdir: str = "runs/mnist_cnn"
@@ -119,7 +119,8 @@ def load(data: Data, split: str) -> dict[str, np.ndarray]:
 
 
 def recipe_of(config: Config) -> Recipe:
-    augment = {"best": [DISTORT], "plain": [TEXTBOOK] if config.augment else []}[config.recipe]
+    kind = "distort" if config.recipe == "best" else config.augment
+    augment: list[Any] = {"none": [], "textbook": [TEXTBOOK], "distort": [DISTORT]}[kind]
     augment += [Flip()] if config.flip else []
     shared: dict[str, Any] = {"transform": full(), "batch_size": config.batch_size}
     shared |= {"augment": compose(*augment), "threads": config.threads} if augment else {}
