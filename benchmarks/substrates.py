@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxbig import lift
 from jaxbig.lift import MaterialiseError
-from jaxbig.tune.lora import LowRank
+from jaxbig.lowrank import LowRank
 
 warnings.simplefilter("error")
 D, R = 12, 2

@@ -13,18 +13,27 @@ _HOME = {
     "calibrate": "calibrate",
     "chain": "transform",
     "describe": "describe",
+    "dora": "tune.dora",
+    "fourierft": "tune.fourierft",
     "freeze": "tune.full",
     "full": "tune.full",
+    "hra": "tune.hra",
+    "ia3": "tune.ia3",
     "inject_hyperparams": "inject",
     "lift": "lift",
+    "loha": "tune.loha",
+    "lokr": "tune.lokr",
     "lora": "tune.lora",
     "merge": "compress.merge",
+    "oft": "tune.oft",
     "partition": "transform",
     "prune": "compress.prune",
     "quantize": "compress.quantize",
+    "shira": "tune.shira",
     "Split": "transform",
     "Transform": "transform",
     "usage": "usage",
+    "vera": "tune.vera",
     "Weight": "weight",
 }
 
@@ -37,16 +46,25 @@ __all__ = [
     "calibrate",
     "chain",
     "describe",
+    "dora",
+    "fourierft",
     "freeze",
     "full",
+    "hra",
+    "ia3",
     "inject_hyperparams",
     "lift",
+    "loha",
+    "lokr",
     "lora",
     "merge",
+    "oft",
     "partition",
     "prune",
     "quantize",
+    "shira",
     "usage",
+    "vera",
 ]
 
 if TYPE_CHECKING:
@@ -63,9 +81,18 @@ if TYPE_CHECKING:
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
     from jaxbig.tune.bitfit import bitfit as bitfit
+    from jaxbig.tune.dora import dora as dora
+    from jaxbig.tune.fourierft import fourierft as fourierft
     from jaxbig.tune.full import freeze as freeze
     from jaxbig.tune.full import full as full
+    from jaxbig.tune.hra import hra as hra
+    from jaxbig.tune.ia3 import ia3 as ia3
+    from jaxbig.tune.loha import loha as loha
+    from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
+    from jaxbig.tune.oft import oft as oft
+    from jaxbig.tune.shira import shira as shira
+    from jaxbig.tune.vera import vera as vera
     from jaxbig.usage import usage as usage
     from jaxbig.weight import Weight as Weight
 

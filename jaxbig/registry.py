@@ -13,8 +13,17 @@ from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
+from jaxbig.tune.dora import dora
+from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
+from jaxbig.tune.hra import hra
+from jaxbig.tune.ia3 import ia3
+from jaxbig.tune.loha import loha
+from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
+from jaxbig.tune.oft import oft
+from jaxbig.tune.shira import shira
+from jaxbig.tune.vera import vera
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,15 @@ REGISTRY: dict[str, Entry] = {
     "freeze": Entry(freeze, trains=False),
     "bitfit": Entry(bitfit),
     "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
+    "dora": Entry(dora, ({"rank": 2, "alpha": 4.0},)),
+    "vera": Entry(vera, ({"rank": 3},)),
+    "loha": Entry(loha, ({"rank": 2},)),
+    "lokr": Entry(lokr, ({"rank": 1}, {"rank": 8, "factor": 2})),
+    "fourierft": Entry(fourierft, ({"frequencies": 7, "scale": 0.1},), False, 0.1),
+    "shira": Entry(shira, ({"rank": 1},)),
+    "ia3": Entry(ia3, ({}, {"side": "in"})),
+    "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
+    "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from law_models import Case, case, loss_of
 
 from jaxbig.compress.merge import merge
@@ -23,6 +24,14 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 ALONE = [
     (name, i) for name, entry in REGISTRY.items() for i in range(len(entry.arguments))
 ]  # fmt: skip
+# One technique of each way to change a tree: the fast tier puts these through every law. The others, which are built of
+# the same parts, it puts through the laws that one compiled program shows; `make slow` through all.
+BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")
+
+
+def tiers(items, fast=lambda item: item[0] in BASIC):
+    """Items for `parametrize`, those that are not for the fast tier marked slow."""
+    return [item if fast(item) else pytest.param(item, marks=pytest.mark.slow) for item in items]
 
 
 def entry_of(alone) -> tuple[Any, Transform]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
+from jaxbig.lowrank import LowRank
 from jaxbig.tree import match, paths, replace
-from jaxbig.tune.lora import LowRank
 from jaxbig.usage import Use, usage
 from jaxbig.weight import Scaled, is_weight, materialise
 

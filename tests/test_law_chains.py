@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from law_models import Case
 from law_trial import (
+    BASIC,
     check_base_is_safe,
     check_every_leaf_learns,
     check_factored_is_merged,
@@ -65,7 +66,7 @@ def why_not(names) -> str | None:
             coded = bool(seen_before_full(names) & set(QUANTISERS))
             if name in QUANTISERS and coded:
                 return "quantised already"
-            if not (coded and (name == "lora" or name in ("prune", "2:4"))):
+            if not (coded and name != "bitfit" and name not in QUANTISERS and name != "full"):
                 return "belong to other links"
         if name == "bitfit" and "bitfit" in seen:
             return "belong to other links"
@@ -101,7 +102,8 @@ def check(names):
     assert shapes(jax.tree.leaves(template)) == shapes(jax.tree.leaves(tried.split))
 
 
-PAIRS = list(itertools.product(REGISTRY, repeat=2))
+PAIRS = list(itertools.product(BASIC, repeat=2))
+OTHERS = [name for name in REGISTRY if name not in BASIC]
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
@@ -109,11 +111,33 @@ def test_pairs(names):
     check(names)
 
 
+def among_the_others():
+    """Each other technique over codes or a mask and under the next one and BitFit, and under `full` or codes."""
+    below, above = itertools.cycle(["nf4", "prune", "int8", "2:4", "int4"]), itertools.cycle(["full", "int4", "lora"])
+    for name, following in zip(OTHERS, OTHERS[1:] + OTHERS[:1], strict=True):
+        yield (next(below), name, following, "bitfit")
+        yield (name, next(above))
+
+
+@pytest.mark.parametrize("names", list(among_the_others()), ids="+".join)
+def test_each_other_technique_in_the_middle_and_at_the_bottom(names):
+    check(names)
+
+
+ALL_PAIRS = [names for names in itertools.product(REGISTRY, repeat=2) if not set(names) <= set(BASIC)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ALL_PAIRS, ids="+".join)
+def test_all_pairs(names):
+    check(names)
+
+
 def covering_triples():
     """Triples in which every ordered pair that makes sense comes as first and second, second and third, and apart."""
     good = [names for names in PAIRS if why_not(names) is None and names[0] != names[1] and "freeze" not in names]
     wanted = {(places, pair) for pair in good for places in ((0, 1), (1, 2), (0, 2))}
-    triples = [t for t in itertools.product(REGISTRY, repeat=3) if why_not(t) is None and "freeze" not in t]
+    triples = [t for t in itertools.product(BASIC, repeat=3) if why_not(t) is None and "freeze" not in t]
     chosen = []
     while wanted:
         gains = {t: {(p, (t[p[0]], t[p[1]])) for p in ((0, 1), (1, 2), (0, 2))} & wanted for t in triples}
@@ -138,7 +162,7 @@ def test_the_triples_cover_every_pair_that_makes_sense():
     good = {names for names in PAIRS if why_not(names) is None and names[0] != names[1] and "freeze" not in names}
     reachable = {
         pair
-        for triple in itertools.product(REGISTRY, repeat=3)
+        for triple in itertools.product(BASIC, repeat=3)
         if why_not(triple) is None
         for pair in itertools.combinations(triple, 2)
     }

@@ -1,5 +1,6 @@
 """Law 5 on eight simulated devices: the same numbers, and no device ever gathers the base."""
 
+import functools
 import os
 import re
 import subprocess
@@ -88,24 +89,34 @@ def program(name):
     print(f"{name} is the same", flush=True)
 
 
-@pytest.fixture(scope="module")
-def process():
+@functools.cache
+def process(which: str):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
                    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}  # fmt: skip
-    return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=500)
+    words = [sys.executable, __file__, which]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
 
 
-def methods():
-    from law_trial import ALONE
+def methods(which: str):
+    from law_trial import ALONE, BASIC
 
-    return [*(f"{name}-{i}" for name, i in ALONE), *CHAINS]
+    alone = [f"{name}-{i}" for name, i in ALONE if (name in BASIC) == (which == "basic")]
+    return [*alone, *(CHAINS if which == "basic" else ())]
 
 
-@pytest.mark.parametrize("name", methods())
-def test_sharded_is_the_same_and_gathers_no_base(process, name):
-    assert f"{name} is the same\n" in process.stdout, process.stderr[-3000:]
+@pytest.mark.parametrize("name", methods("basic"))
+def test_sharded_is_the_same_and_gathers_no_base(name):
+    done = process("basic")
+    assert f"{name} is the same\n" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods("other"))
+def test_every_other_technique_too(name):
+    done = process("other")
+    assert f"{name} is the same\n" in done.stdout, done.stderr[-3000:]
 
 
 if __name__ == "__main__":
-    for method in methods():
+    for method in methods(sys.argv[1]):
         program(method)

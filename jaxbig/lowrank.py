@@ -1,0 +1,106 @@
+"""A weight plus the product of two thin matrices, which is never formed."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbig.contraction import contract
+from jaxbig.errors import UsageError
+from jaxbig.site import Site
+from jaxbig.weight import Weight, aligned, conv, materialise, product, static
+
+
+class LowRank(Weight):
+    """``base + scale * a @ b``, with `a` over the input axes and `b` over the output axes.
+
+    Attributes:
+        base: an array or a Weight.
+        a: ``[*stack, *in, rank]``; b: ``[*stack, rank, *out]``; scale: a scalar.
+        key: None, or the dropout keys of training, ``[*stack]``; rate: the dropout probability, a scalar.
+        in_axes, out_axes: logical axes, counted from the right; the rest is the stack of layers (or heads, experts).
+        only: "all" uses are adapted, or "lookup" alone.
+    """
+
+    base: Any
+    a: Any
+    b: Any
+    scale: Any
+    key: Any
+    rate: Any
+    in_axes: tuple[int, ...] = static()
+    out_axes: tuple[int, ...] = static()
+    only: str = static(default="all")
+
+    def axes(self):
+        stack = tuple(i for i in range(-self.ndim, 0) if i not in self.in_axes + self.out_axes)
+        mapping: dict[str, tuple[int | None, ...]] = {
+            "base": aligned(self.base),
+            "a": (*stack, *self.in_axes, None),
+            "b": (*stack, None, *self.out_axes),
+            "scale": (),
+        }
+        return mapping if self.key is None else {**mapping, "key": stack, "rate": ()}
+
+    def kind(self):
+        return super().kind() if self.a is None else f"{super().kind()} r={self.a.shape[-1]}"
+
+    def loses(self):
+        return super().loses() if self.key is None else "its dropout"
+
+    def materialise(self):
+        if self.only != "all":
+            raise UsageError(
+                "LowRank(only='lookup') stands for two different arrays: it cannot be merged into one leaf"
+            )
+        base = materialise(self.base)
+        letters = "abcdefghijklmnopqrstuvwxy"[: self.ndim]
+        mapping = self.axes()
+        a, b = ("".join("z" if i is None else letters[i] for i in mapping[name]) for name in ("a", "b"))
+        dtype = self.a.dtype if base.dtype.itemsize == 1 else jnp.promote_types(base.dtype, self.a.dtype)
+        delta = contract(self.a.astype(dtype) * self.scale.astype(dtype), a, self.b.astype(dtype), b, letters)
+        return (base.astype(dtype) + delta).astype(base.dtype)
+
+    def _dropped(self, x):
+        if self.key is None:
+            return x
+        keep = jax.random.bernoulli(self.key.reshape(-1)[0], 1 - self.rate, x.shape)
+        return jnp.where(keep, x / (1 - self.rate).astype(x.dtype), jnp.zeros_like(x))
+
+    def product(self, x, c):
+        y = product(self.base, x, c)
+        if y is NotImplemented or self.only != "all":
+            return y
+        mapping, rank = self.axes(), c.fresh()
+        first = (self.a.astype(x.dtype), c.labels(mapping["a"], rank))
+        second = (self._up().astype(x.dtype), c.labels(mapping["b"], rank))
+        return y + c.chain(self._dropped(x), first, second).astype(y.dtype)
+
+    def conv(self, x, c):
+        channels = tuple(i - self.ndim for i, label in enumerate(c.w) if label == "o")
+        if c.groups != 1 or self.out_axes != channels or len(self.in_axes) + 1 != self.ndim:
+            return NotImplemented
+        y = conv(self.base, x, c)
+        if y is NotImplemented:
+            return y
+        down = jnp.moveaxis(self.a, -1, self.out_axes[0])
+        rank = "z"
+        h = c.equation(self._dropped(x), down.astype(x.dtype))
+        up = contract(h, c.out.replace("o", rank), self._up().astype(h.dtype), rank + "o", c.out)
+        return y + up.astype(y.dtype)
+
+    def lookup(self, ids, axis):
+        return Weight.lookup(self.replace(only="all"), ids, axis)
+
+    def _up(self):
+        return self.b * self.scale.astype(self.b.dtype)
+
+
+def factors(key, site: Site, rank: int) -> dict[str, jax.Array]:
+    """A uniform in +-1/sqrt(I), B zero; for a look-up A zero, B normal."""
+    down, up = (*site.stack, *site.inputs, rank), (*site.stack, rank, *site.outputs)
+    if site.use.kind == "lookup":
+        return {"a": jnp.zeros(down, site.dtype), "b": jax.random.normal(key, up, site.dtype)}
+    bound = 1 / math.sqrt(site.matrix[0])
+    return {"a": jax.random.uniform(key, down, site.dtype, -bound, bound), "b": jnp.zeros(up, site.dtype)}
