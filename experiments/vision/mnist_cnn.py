@@ -1,15 +1,20 @@
 """MNIST with the classic small network: plain, with the textbook augmentation, and by a stronger recipe.
 
 Claim: conv 32 - pool - conv 64 - pool - dense 128 - dense 10 (3x3, valid) gets 99.0% of the test images right within 3
-epochs.
+epochs, and 99.4% within 15 on distorted images.
 
 Data: the four IDX files of MNIST, gzipped or not, in one folder: --data.dir; or, prepared by tensorflow-datasets,
   --data.name mnist (--data.download lets it fetch and prepare them, which needs tensorflow).
-Command: jaxbig run experiments/vision/mnist_cnn.py --data.dir data/mnist --record
-Time: 70 to 114 s a seed, jax 0.12.0.1, on 2 cores that other programs kept busy (load 9.5).
-Result: 99.05%, 99.10% and 99.16% for seeds 0 to 2; the step waited for data for 0.7% of the time.
+Command: jaxbig run experiments/vision/mnist_cnn.py --data.dir data/mnist --record [--augment distort --epochs 15]
+Result, seeds 0 to 2, and time a seed: jax 0.12.0.1, on 2 cores that other programs kept busy (load 6 to 10).
 
-Not measured yet: ``--augment --epochs 15`` and ``--recipe best``.
+  | options                          | test accuracy (%)            | waits for data | time           |
+  | (none)                           | 99.10 (99.05, 99.10, 99.16)  |                | 70 to 114 s    |
+  | --augment textbook --epochs 15   | 99.36 (99.32, 99.36, 99.41)  | 0.04 to 0.20%  | 169 to 377 s   |
+  | --augment distort --epochs 15    | 99.44 (99.45, 99.45, 99.42)  | 0.06 to 0.20%  | 333 to 446 s   |
+
+The textbook's numbers, shear 0.2 and zoom 0.2, are Keras's, whose shear is in degrees: it hardly moves a pixel.
+Not measured: ``--recipe best``.
 """
 
 import dataclasses
