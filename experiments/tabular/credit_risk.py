@@ -21,8 +21,8 @@ Result, mean test AUC over 5 folds; gap to the best boosting, with its 95% inter
   | MLP, 5 averaged      | 0.789; -0.013 (-0.064 to 0.037)  | 0.7846; 0.0012 (-0.0022, 0.0046)  |
 
 On German, of 200 test clients a fold, the tuned GB is ahead of everything, its own defaults included. An FT-Transformer
-(``--models ft --networks 1``, 1,258 s, load 3.7) has 0.778 (gap -0.025, -0.079 to 0.030) and 0.7817 (-0.0016, -0.0074 to
-0.0042): no better than the MLP, at many times its cost.
+(``--models ft --networks 1``, 1,258 s, load 3.7) has 0.778 (gap -0.025, -0.079 to 0.030) and 0.7817 (-0.0016, -0.0074
+to 0.0042): no better than the MLP, at many times its cost.
 """
 
 import dataclasses
