@@ -1,4 +1,4 @@
-"""Sound: speed, shifting and noise for waveforms; warps, gains and masks for spectrograms.
+"""Sound: speed, shifting and noise for waveforms, masks for spectrograms.
 
 Legend of the shape suffixes: B batch, T samples or frames, F frequencies.
 """
@@ -47,7 +47,7 @@ class Shift:
         from_BT = np.arange(T) - by_B[:, None]
         out_BT = x_BT[np.arange(len(x_BT))[:, None], np.clip(from_BT, 0, T - 1)]
         out_BT[(from_BT < 0) | (from_BT >= T)] = 0
-        return batch | {self.inputs: out_BT} | _lengths(batch, self.lengths, lambda n_B: np.clip(n_B + by_B, 0, T))
+        return batch | {self.inputs: out_BT} | lengths_after(batch, self.lengths, lambda n_B: np.clip(n_B + by_B, 0, T))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Speed:
         def divided(n_B: np.ndarray) -> np.ndarray:
             return np.minimum(np.ceil(n_B / a_B), T)
 
-        return batch | {self.inputs: out_BT.astype(x_BT.dtype)} | _lengths(batch, self.lengths, divided)
+        return batch | {self.inputs: out_BT.astype(x_BT.dtype)} | lengths_after(batch, self.lengths, divided)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,100 +139,6 @@ class Noise:
         ratio_B = 10 ** (draw.uniform("snr", self.low, self.high).reshape(power_B.shape) / 10)
         n_BT *= np.sqrt(power_B / np.square(n_BT).mean(axis=axes, keepdims=True) / ratio_B)
         return batch | {self.inputs: (x_BT + n_BT).astype(x_BT.dtype)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Warp:
-    """Stretches each spectrogram in time and in frequency, ``out[t, f] = in[a t, b f]``: another tempo, another throat.
-
-    Between frames and between channels by straight lines; what lies behind the last of either reads as the last.
-
-    Args:
-        time: log a is uniform in ± log time.
-        frequency: log b is uniform in ± log frequency.
-        lengths: name in the batch of the number of frames of each example, integers [B], where they are padded: it is
-            divided by a, and is at most T. None: there is no such number.
-        inputs: name of the spectrograms, floats [B, T, F].
-
-    Raises:
-        UserError: a factor is below 1, or a batch without such arrays.
-
-    Example:
-        >>> x = Warp(1.25, 1.1)({"audio": np.ones((1, 9, 8))}, Draw(0, 0, np.arange(1)))["audio"]
-        >>> x.shape, float(x.min())
-        ((1, 9, 8), 1.0)
-
-    Reference:
-        Jaitly and Hinton (2013), "Vocal tract length perturbation (VTLP) improves speech recognition", which warps
-        hertz, piecewise linearly, where we warp the channels of any scale. Deviation: the tempo too, whose pitch stays.
-    """
-
-    time: float = 1.1
-    frequency: float = 1.1
-    lengths: str | None = None
-    inputs: str = "audio"
-
-    def __post_init__(self) -> None:
-        if min(self.time, self.frequency) < 1:
-            raise UserError(f"Warp: time={self.time}, frequency={self.frequency}; use factors of 1 or more")
-
-    def __call__(self, batch: Batch, draw: Draw) -> Batch:
-        x_BTF = _spectrogram(batch, self.inputs, "Warp")
-        _, T, F = x_BTF.shape
-        a_B, b_B = (
-            np.exp(draw.uniform(name, -np.log(most), np.log(most)))
-            for name, most in (("time", self.time), ("frequency", self.frequency))
-        )
-        out_BTF = _between(x_BTF, np.arange(T) * a_B[:, None])
-        out_BTF = _between(out_BTF.transpose(0, 2, 1), np.arange(F) * b_B[:, None]).transpose(0, 2, 1)
-
-        def divided(n_B: np.ndarray) -> np.ndarray:
-            return np.minimum(np.ceil(n_B / a_B), T)
-
-        out_BTF = np.ascontiguousarray(out_BTF, x_BTF.dtype)
-        return batch | {self.inputs: out_BTF} | _lengths(batch, self.lengths, divided)
-
-
-@dataclasses.dataclass(frozen=True)
-class Equalizer:
-    """Another microphone and room: adds gains to each log spectrogram that are smooth over frequency::
-
-        out[t, f] = in[t, f] + Σ_{k = 1 ... K} g_k cos(π k (f + 1/2) / F) / sqrt(k)      g_k ~ N(0, deviation²)
-
-    Args:
-        deviation: of the gains, in the unit of the spectrogram (1 of a natural logarithm of power is 4.3 dB).
-        terms: K; the more, the less smooth.
-        inputs: name of the logarithmic spectrograms, floats [B, T, F].
-
-    Raises:
-        UserError: `deviation` is negative or `terms` below 1, or a batch without such arrays.
-
-    Example:
-        >>> x = Equalizer(0.5)({"audio": np.zeros((1, 9, 8))}, Draw(0, 0, np.arange(1)))["audio"]
-        >>> x.shape, float(np.ptp(x, axis=1).max()), bool(abs(x.mean()) < 1e-12)
-        ((1, 9, 8), 0.0, True)
-
-    Reference:
-        the cosines are those of cepstra (Davis and Mermelstein, 1980): a fixed filter is a sum in the logarithm, which
-        cepstral mean normalisation (Atal, 1974) takes away, with what the mean tells of the sounds; this keeps it.
-    """
-
-    deviation: float = 0.5
-    terms: int = 5
-    inputs: str = "audio"
-
-    def __post_init__(self) -> None:
-        if self.deviation < 0 or self.terms < 1:
-            raise UserError(
-                f"Equalizer: deviation={self.deviation}, terms={self.terms}; use 0 or more, and at least one term"
-            )
-
-    def __call__(self, batch: Batch, draw: Draw) -> Batch:
-        x_BTF = _spectrogram(batch, self.inputs, "Equalizer")
-        k_K1, F = np.arange(1, self.terms + 1)[:, None], x_BTF.shape[2]
-        cosines_KF = np.cos(np.pi * k_K1 * (np.arange(F) + 0.5) / F) / np.sqrt(k_K1)
-        gains_BF = self.deviation * draw.normal("gain", (self.terms,)) @ cosines_KF
-        return batch | {self.inputs: x_BTF + gains_BF[:, None].astype(x_BTF.dtype)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +182,7 @@ class SpecAugment:
                 raise UserError(f"SpecAugment: {name}={getattr(self, name)}; use 0 or more")
 
     def __call__(self, batch: Batch, draw: Draw) -> Batch:
-        x_BTF = _spectrogram(batch, self.inputs, "SpecAugment").copy()
+        x_BTF = spectrogram_of(batch, self.inputs, "SpecAugment").copy()
         B, T, F = x_BTF.shape
         frames_B = np.full(B, T) if self.lengths is None else array_of(batch, self.lengths).astype(np.int64)
         widest_B = np.minimum(self.time_width, (self.time_share * frames_B).astype(np.int64))
@@ -292,7 +198,7 @@ class SpecAugment:
         return batch | {self.inputs: x_BTF}
 
 
-def _lengths(batch: Batch, name: str | None, change: Callable[[np.ndarray], np.ndarray]) -> Batch:
+def lengths_after(batch: Batch, name: str | None, change: Callable[[np.ndarray], np.ndarray]) -> Batch:
     """The lengths after a change, where there are any, in their own dtype."""
     if name is None:
         return {}
@@ -307,17 +213,9 @@ def _sound(batch: Batch, name: str, who: str) -> np.ndarray:
     return x
 
 
-def _spectrogram(batch: Batch, name: str, who: str) -> np.ndarray:
+def spectrogram_of(batch: Batch, name: str, who: str) -> np.ndarray:
+    """The array of that name, or an error of `who` if it is not floats [B, T, F]."""
     x = _sound(batch, name, who)
     if x.ndim != 3:
         raise UserError(f"{who}: {name} is {x.shape}; give spectrograms [B, T, F]")
     return x
-
-
-def _between(x_BTF: np.ndarray, places_BT: np.ndarray) -> np.ndarray:
-    """x at fractional places of axis 1, by straight lines."""
-    last, row_B1 = x_BTF.shape[1] - 1, np.arange(len(x_BTF))[:, None]
-    places_BT = np.clip(places_BT, 0, last)
-    before_BT = places_BT.astype(np.int64)
-    share_BT1 = (places_BT - before_BT)[..., None].astype(x_BTF.dtype)
-    return (1 - share_BT1) * x_BTF[row_B1, before_BT] + share_BT1 * x_BTF[row_B1, np.minimum(before_BT + 1, last)]
