@@ -9,7 +9,23 @@ Data: the Free Spoken Digit Dataset, 3,000 recordings of six speakers, 8 kHz: gi
 Nothing is chosen by a test set: every run takes its last epoch. Settings were tried out with theo and with george left
 out; the table gives the mean over the other four speakers too.
 
-Command: jaxbig run experiments/speech/spoken_digits.py --data.path PATH
+Command: jaxbig run experiments/speech/spoken_digits.py --data.path PATH --record
+Time: 1002 s for the seven runs, jax 0.12, on 2 cores that other programs kept busy (load 4.8).
+Result, that command's first run with these settings, seed 0; of a speaker 95% over clips, of a mean over speakers:
+
+  left out                          accuracy   95%
+  george                            0.842      0.807 to 0.873
+  jackson                           0.898      0.868 to 0.923
+  lucas                             0.924      0.897 to 0.946
+  nicolas                           0.894      0.864 to 0.920
+  theo                              0.964      0.944 to 0.979
+  yweweler                          0.918      0.890 to 0.941
+  mean of the six                   0.907      0.864 to 0.949
+  mean without theo and george      0.909      0.885 to 0.932
+  nobody: seen speakers             0.990      0.971 to 0.998
+
+Both means are above 0.9, but of so few speakers neither interval is. An older recipe (see benchmarks/LOG.md) had been
+measured on all folds before: 0.758, and 0.970 for seen speakers; of it only the folds of theo and george were studied.
 """
 
 import dataclasses

@@ -46,7 +46,8 @@ class CRNN(nn.Module):
         logits [B, N]. A sound of less than 2 ** halvings frames has the head's bias.
 
     Raises:
-        UserError: the spectrograms are not [B, T, F], or too small for so many poolings.
+        UserError: the spectrograms are not [B, T, F], or too small for so many poolings; `halvings` is above
+            their number.
 
     Example:
         >>> model = CRNN(num_classes=3, channels=(4, 8), hidden=5)
@@ -75,6 +76,8 @@ class CRNN(nn.Module):
     def __call__(self, x_BTF: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
         poolings = len(self.channels)
         halvings = poolings if self.halvings is None else self.halvings
+        if not 0 <= halvings <= poolings:
+            raise UserError(f"CRNN: halvings={halvings}; use 0 to {poolings}, the number of convolutions")
         if x_BTF.ndim != 3 or x_BTF.shape[1] < 2**halvings or x_BTF.shape[2] < 2**poolings:
             raise UserError(
                 f"CRNN: spectrograms of shape {x_BTF.shape}; give [batch, frames, filters] with at least {2**halvings} "

@@ -96,3 +96,9 @@ def test_errors_are_one_line_that_names_what_to_change(shape):
     with pytest.raises(UserError, match="at least 4") as caught:
         MODEL.init(jax.random.key(0), jnp.ones(shape))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("halvings", [-1, 3])
+def test_there_are_no_more_halvings_than_poolings(halvings):
+    with pytest.raises(UserError, match=f"halvings={halvings}; use 0 to 2"):
+        MODEL.clone(halvings=halvings).init(jax.random.key(0), X)
