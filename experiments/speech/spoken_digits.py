@@ -6,10 +6,26 @@ at least 90% accuracy (mean over six, each left out once), and those of seen spe
 Data: the Free Spoken Digit Dataset, 3,000 recordings of six speakers, 8 kHz: github.com/Jakobovski; give its folder
 ``recordings``, or an npz archive of it, as --data.path. "Seen" is its official split (recordings 0 to 4 are the test).
 
-Nothing is chosen by a test set: every run takes its last epoch. Settings were tried out with theo left out; the table
-gives the mean over the other five speakers too.
+Nothing is chosen by a test set: every run takes its last epoch. Settings were tried out with theo and with george left
+out; the table gives the mean over the other four speakers too.
 
-Command: jaxbig run experiments/speech/spoken_digits.py --data.path PATH
+Command: jaxbig run experiments/speech/spoken_digits.py --data.path PATH --record
+Time: 1002 s for the seven runs, jax 0.12, on 2 cores that other programs kept busy (load 4.8).
+Result, that command's first run with these settings, seed 0; of a speaker 95% over clips, of a mean over speakers:
+
+  left out                          accuracy   95%
+  george                            0.842      0.807 to 0.873
+  jackson                           0.898      0.868 to 0.923
+  lucas                             0.924      0.897 to 0.946
+  nicolas                           0.894      0.864 to 0.920
+  theo                              0.964      0.944 to 0.979
+  yweweler                          0.918      0.890 to 0.941
+  mean of the six                   0.907      0.864 to 0.949
+  mean without theo and george      0.909      0.885 to 0.932
+  nobody: seen speakers             0.990      0.971 to 0.998
+
+Both means are above 0.9, but of so few speakers neither interval is. An older recipe (see benchmarks/LOG.md) had been
+measured on all folds before: 0.758, and 0.970 for seen speakers; of it only the folds of theo and george were studied.
 """
 
 import dataclasses
@@ -29,6 +45,7 @@ from jaxbig import atomic, full, pictures, plots
 from jaxbig.data import Clips, Loader, Mapped, Subset, compose, fsdd
 from jaxbig.data.augment import Augmentation
 from jaxbig.data.augment_audio import Noise, Shift, SpecAugment, Speed
+from jaxbig.data.augment_spectrogram import Equalizer, Warp
 from jaxbig.errors import UsageError
 from jaxbig.evaluate import predict
 from jaxbig.gallery import gallery
@@ -42,11 +59,14 @@ from jaxbig.report import Report, terminal_table
 from jaxbig.significance import t_interval
 from jaxbig.train import Run, Task, fit
 
-SECONDS = 0.8
+SECONDS = 0.9
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "spoken_digits.jsonl"
-WINDOW, HOP, MELS = 200, 100, 32
+WINDOW, HOP, MELS = 160, 100, 24
+HALVINGS = 2
 INPUTS = ("mel", "frames")
-TRIED_OUT = "theo"
+FLOOR = 3e-4
+"""Power added to that of a mel filter, where a clip's mean square is 0.01: as if every room were as loud."""
+TRIED_OUT = ("theo", "george")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +84,17 @@ class Config:
     """Leave each speaker out once, or the official split, or both."""
     only: str | None = None
     """Leave out this speaker alone."""
-    epochs: int = 15
+    epochs: int = 36
     """Passes over the training clips."""
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[int, ...] = (16, 32, 64)
     """Of the convolutions."""
     hidden: int = 64
     """Width of the recurrent layer, each direction."""
     augment: bool = True
-    """Speed, shift, noise and SpecAugment; --no-augment trains on the clips as they are."""
+    """Speed, shift, noise, tempo and throat, gains, SpecAugment; --no-augment trains on the clips as they are."""
     speed: float = 1.25
     """Clips play up to so much faster or slower."""
-    batch_size: int = 32
+    batch_size: int = 50
     """Clips a step."""
     lr: float = 3e-3
     """Peak learning rate."""
@@ -105,8 +125,10 @@ def main(config: Config) -> None:
     if len(rows) > 1:
         for name, chosen in (
             ("mean", rows),
-            (f"mean without {TRIED_OUT}", [r for r in rows if r["test"] != TRIED_OUT]),
+            (f"mean without {' and '.join(TRIED_OUT)}", [r for r in rows if r["test"] not in TRIED_OUT]),
         ):
+            if len(chosen) < 2:
+                continue
             value, low, high = t_interval([row["accuracy"] for row in chosen])
             rows.append({"test": name, "accuracy": value, "low": low, "high": high})
     if config.split != "unseen" and config.only is None:
@@ -125,44 +147,66 @@ def main(config: Config) -> None:
 
 def _run(config: Config, name: str, train, test) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Trains on some clips; logits [N, 10] of others, and the history."""
-    model = CRNN(10, channels=config.channels, hidden=config.hidden, dropout=0.2)
-    heard = (Speed(1 / config.speed, config.speed, "length"), Shift(0.1, "length"), Noise(10, 40))
-    masked = SpecAugment(1, 6, 1, 10, time_share=0.2, lengths="frames", inputs="mel")
-    augment: Augmentation = compose(*heard, spectrogram, masked) if config.augment else spectrogram
-    data = Loader(train, config.batch_size, config.seed, augment=augment, threads=1)
+    model = CRNN(10, channels=config.channels, halvings=HALVINGS, hidden=config.hidden, dropout=0.2)
+    data = Loader(train, config.batch_size, config.seed, augment=_augmentation(config), threads=1)
     key = jax.random.key(config.seed)
     frames = frame_count(round(8000 * SECONDS), WINDOW, HOP)
     example = jnp.zeros((1, frames, MELS)), jnp.full(1, frames)
     params = jax.jit(model.init)(jax.random.fold_in(key, 1), *example)["params"]
     steps = config.epochs * data.steps
-    optimizer = Optimizer("adamw", config.lr, "cosine", steps, warmup=steps // 20, weight_decay=0.02, clip=1.0).build()
+    optimizer = Optimizer("adamw", config.lr, "cosine", steps, warmup=steps // 20, weight_decay=0.05, clip=1.0).build()
     settings = {**dataclasses.asdict(config), "resume": None}
     run = Run(config.epochs, Path(config.workdir) / name, config.resume, config=settings)
-    task = Task(classify(model, inputs=INPUTS), full(), optimizer, data)
+    task = Task(classify(model, inputs=INPUTS, smoothing=0.1), full(), optimizer, data)
     fitted = fit(task, full().init(key, params, {}), key, run)
     tests = Loader(Mapped(test, spectrogram), 250, shuffle=False, remainder="pad")
     apply = lambda params, mel, frames: model.apply({"params": params}, mel, frames)  # noqa: E731
     return predict(apply, full().apply(fitted.split), tests, INPUTS), fitted.history
 
 
+def _augmentation(config: Config) -> Augmentation:
+    """Of a clip's waveform, then of its spectrogram."""
+    if not config.augment:
+        return spectrogram
+    heard = Speed(1 / config.speed, config.speed, "length"), Shift(0.03, "length"), Noise(5, 40)
+    seen = (
+        Warp(1.15, 1.12, lengths="frames", inputs="mel"),
+        Equalizer(0.7, 0.7, lengths="frames", inputs="mel"),
+        normalised,
+        SpecAugment(1, 4, 1, 4, time_share=0.2, lengths="frames", inputs="mel"),
+    )
+    return compose(*heard, log_spectrogram, *seen)
+
+
 @jax.jit
 def _log_mel(audio: jax.Array) -> jax.Array:
-    return log_mel(audio, 8000, WINDOW, HOP, MELS, low=60.0, floor=1e-6)
+    return jnp.logaddexp(log_mel(audio, 8000, WINDOW, HOP, MELS, low=60.0, high=3800.0), jnp.log(FLOOR))
 
 
-def spectrogram(batch: Mapping[str, np.ndarray], draw: Any = None) -> dict[str, np.ndarray]:
-    """``mel`` [B, T, F] and ``frames`` [B]; each clip has mean 0 and deviation 1, so that loudness tells nothing."""
+def log_spectrogram(batch: Mapping[str, np.ndarray], draw: Any = None) -> dict[str, np.ndarray]:
+    """``mel`` [B, T, F] and ``frames`` [B], of clips that are brought to one loudness."""
     heard = np.arange(batch["audio"].shape[1]) < batch["length"][:, None]
     power = (np.where(heard, batch["audio"], 0) ** 2).sum(1) / np.maximum(batch["length"], 1)
-    # To one loudness first, so that the least power that is told apart lies as deep below every voice.
+    # To one loudness first, so that the floor lies as deep below every voice.
     mel = np.asarray(_log_mel(batch["audio"] * (0.1 / np.sqrt(power + 1e-10))[:, None]))
-    frames = np.maximum(frame_count(batch["length"], WINDOW, HOP), 4)
+    frames = np.maximum(frame_count(batch["length"], WINDOW, HOP), 2**HALVINGS)
+    return {"mel": mel, "frames": frames.astype(np.int32), "label": batch["label"]}
+
+
+def normalised(batch: Mapping[str, np.ndarray], draw: Any = None) -> dict[str, np.ndarray]:
+    """Each spectrogram with mean 0 and deviation 1 over its frames and filters."""
+    mel, frames = batch["mel"], np.maximum(batch["frames"], 2**HALVINGS)
     real = (np.arange(mel.shape[1]) < frames[:, None])[..., None]
     count = frames[:, None, None] * mel.shape[2]
     mean = np.where(real, mel, 0).sum((1, 2), keepdims=True) / count
     moved = np.where(real, mel - mean, 0)
-    mel = moved / np.sqrt((moved**2).sum((1, 2), keepdims=True) / count + 1e-6)
-    return {"mel": mel.astype(np.float32), "frames": frames.astype(np.int32), "label": batch["label"]}
+    mel = moved / np.sqrt((moved**2).sum((1, 2), keepdims=True) / count + 1e-2)
+    return {**batch, "mel": mel.astype(np.float32), "frames": frames.astype(np.int32)}
+
+
+def spectrogram(batch: Mapping[str, np.ndarray], draw: Any = None) -> dict[str, np.ndarray]:
+    """What the network is given where nothing is augmented."""
+    return normalised(log_spectrogram(batch))
 
 
 def _row(name: str, right: np.ndarray) -> dict[str, Any]:

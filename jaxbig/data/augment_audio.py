@@ -47,7 +47,7 @@ class Shift:
         from_BT = np.arange(T) - by_B[:, None]
         out_BT = x_BT[np.arange(len(x_BT))[:, None], np.clip(from_BT, 0, T - 1)]
         out_BT[(from_BT < 0) | (from_BT >= T)] = 0
-        return batch | {self.inputs: out_BT} | _lengths(batch, self.lengths, lambda n_B: np.clip(n_B + by_B, 0, T))
+        return batch | {self.inputs: out_BT} | lengths_after(batch, self.lengths, lambda n_B: np.clip(n_B + by_B, 0, T))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Speed:
         def divided(n_B: np.ndarray) -> np.ndarray:
             return np.minimum(np.ceil(n_B / a_B), T)
 
-        return batch | {self.inputs: out_BT.astype(x_BT.dtype)} | _lengths(batch, self.lengths, divided)
+        return batch | {self.inputs: out_BT.astype(x_BT.dtype)} | lengths_after(batch, self.lengths, divided)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +182,7 @@ class SpecAugment:
                 raise UserError(f"SpecAugment: {name}={getattr(self, name)}; use 0 or more")
 
     def __call__(self, batch: Batch, draw: Draw) -> Batch:
-        x_BTF = _sound(batch, self.inputs, "SpecAugment").copy()
-        if x_BTF.ndim != 3:
-            raise UserError(f"SpecAugment: {self.inputs} is {x_BTF.shape}; give spectrograms [B, T, F]")
+        x_BTF = spectrogram_of(batch, self.inputs, "SpecAugment").copy()
         B, T, F = x_BTF.shape
         frames_B = np.full(B, T) if self.lengths is None else array_of(batch, self.lengths).astype(np.int64)
         widest_B = np.minimum(self.time_width, (self.time_share * frames_B).astype(np.int64))
@@ -200,7 +198,7 @@ class SpecAugment:
         return batch | {self.inputs: x_BTF}
 
 
-def _lengths(batch: Batch, name: str | None, change: Callable[[np.ndarray], np.ndarray]) -> Batch:
+def lengths_after(batch: Batch, name: str | None, change: Callable[[np.ndarray], np.ndarray]) -> Batch:
     """The lengths after a change, where there are any, in their own dtype."""
     if name is None:
         return {}
@@ -212,4 +210,12 @@ def _sound(batch: Batch, name: str, who: str) -> np.ndarray:
     x = array_of(batch, name)
     if x.ndim < 2 or not np.issubdtype(x.dtype, np.floating):
         raise UserError(f"{who}: {name} is {x.dtype.name} {x.shape}; give floats [B, T] or [B, T, F]")
+    return x
+
+
+def spectrogram_of(batch: Batch, name: str, who: str) -> np.ndarray:
+    """The array of that name, or an error of `who` if it is not floats [B, T, F]."""
+    x = _sound(batch, name, who)
+    if x.ndim != 3:
+        raise UserError(f"{who}: {name} is {x.shape}; give spectrograms [B, T, F]")
     return x

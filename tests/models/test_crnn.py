@@ -54,7 +54,8 @@ def test_dropout_and_bfloat16(params):
 
 
 @pytest.mark.parity
-def test_outputs_are_those_of_the_same_network_in_torch(params):
+@pytest.mark.parametrize("halvings", [2, 1])
+def test_outputs_are_those_of_the_same_network_in_torch(params, halvings):
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     tensors = jax.tree.map(torch.tensor, params)
@@ -64,8 +65,8 @@ def test_outputs_are_those_of_the_same_network_in_torch(params):
         for i, channels in enumerate((4, 6)):
             conv, norm = tensors[f"conv_{i}"], tensors[f"norm_{i}"]
             y = functional.conv2d(y, conv["kernel"].permute(3, 2, 0, 1), conv["bias"], padding=1).movedim(1, -1)
-            y = functional.layer_norm(y, (channels,), norm["scale"], norm["bias"], 1e-6).movedim(-1, 1)
-            y = functional.max_pool2d(torch.relu(y), 2)
+            y = functional.max_pool2d(y.movedim(-1, 1), 2 if i < halvings else (1, 2)).movedim(1, -1)
+            y = torch.relu(functional.layer_norm(y, (channels,), norm["scale"], norm["bias"], 1e-6)).movedim(-1, 1)
         gru = torch.nn.GRU(12, 5, 2, batch_first=True, bidirectional=True).double()
         state = {}
         for name, layer in tensors["stack"].items():
@@ -80,9 +81,13 @@ def test_outputs_are_those_of_the_same_network_in_torch(params):
             }
         gru.load_state_dict(state)
         states, _ = gru(y.permute(0, 2, 3, 1).flatten(2))
-        expected.append(states.mean(1) @ tensors["head"]["kernel"] + tensors["head"]["bias"])
+        expected.append(
+            torch.cat([states.mean(1), states.amax(1)], 1) @ tensors["head"]["kernel"] + tensors["head"]["bias"]
+        )
     with jax.enable_x64(True):
-        ours = jax.jit(MODEL.apply, compiler_options=QUICK_TO_COMPILE)({"params": params}, X, LENGTHS)
+        ours = jax.jit(MODEL.clone(halvings=halvings).apply, compiler_options=QUICK_TO_COMPILE)(
+            {"params": params}, X, LENGTHS
+        )
     np.testing.assert_allclose(ours, torch.cat(expected).detach().numpy(), rtol=1e-9)
 
 
@@ -91,3 +96,9 @@ def test_errors_are_one_line_that_names_what_to_change(shape):
     with pytest.raises(UserError, match="at least 4") as caught:
         MODEL.init(jax.random.key(0), jnp.ones(shape))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("halvings", [-1, 3])
+def test_there_are_no_more_halvings_than_poolings(halvings):
+    with pytest.raises(UserError, match=f"halvings={halvings}; use 0 to 2"):
+        MODEL.clone(halvings=halvings).init(jax.random.key(0), X)
