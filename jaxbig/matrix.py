@@ -9,7 +9,8 @@ subclass says what it does to one such matrix::
 Neither forms W'. A model that multiplies by the transpose (a tied head) gets ``backward`` or the transposed turn. Other
 uses (a convolution, a look-up, axes half summed and half free) expand the weight in place and keep no copy.
 
-Legend: N rows, I inputs, O outputs of one layer. Parts have the stack's axes first, then axes of their own.
+Legend: ... rows, of any number of axes, I inputs, O outputs of one layer. Parts have the stack's axes first, then axes
+of their own.
 """
 
 import math
@@ -75,7 +76,7 @@ class Matrix(Weight):
         return None
 
     def on_rows(self, x: Array, labels: str, side: str, function: Callable[..., Array], c: Contraction, made: str):
-        """``function(layer, x [N, *]) -> [N, *]`` where x's axes labelled `side` become those labelled `made`.
+        """``function(layer, x [..., *]) -> [..., *]`` where x's axes labelled `side` become those labelled `made`.
 
         Args:
             x, labels: an activation and the labels of its axes.
@@ -92,7 +93,8 @@ class Matrix(Weight):
         order = [labels.index(label) for label in stack + rest + side]
         sizes = dict(zip(labels, x.shape, strict=True)) | {c.w[i]: self.shape[i] for i in range(-self.ndim, 0)}
         of = lambda names: [sizes[label] for label in names]  # noqa: E731
-        rows = jnp.transpose(x, order).reshape(*of(stack), math.prod(of(rest)), math.prod(of(side)))
+        # The other axes stay apart: a mesh may split each of them.
+        rows = jnp.transpose(x, order).reshape(*of(stack), *of(rest), math.prod(of(side)))
         y = self.per_layer(function, x.dtype, rows)
         return y.reshape(*of(stack + rest + made)), stack + rest + made
 
@@ -126,11 +128,11 @@ class Delta(Matrix):
         raise TypeError(f"{type(self).__name__} does not say what it adds: define matrix()")
 
     def forward(self, x: Array) -> Array:
-        """x D: [N, I] -> [N, O], of one layer."""
+        """x D: [..., I] -> [..., O], of one layer."""
         return x @ self.matrix()
 
     def backward(self, x: Array) -> Array:
-        """x D^T: [N, O] -> [N, I], of one layer."""
+        """x D^T: [..., O] -> [..., I], of one layer."""
         return x @ self.matrix().T
 
     def added(self, dtype: Any) -> Array:
@@ -176,7 +178,7 @@ class Turned(Matrix):
     side: str = static(default="in")
 
     def turn(self, x: Array, transposed: bool) -> Array:
-        """x R [N, *] of one layer, or x R^T."""
+        """x R [..., *] of one layer, or x R^T."""
         raise TypeError(f"{type(self).__name__} does not say how it turns: define turn()")
 
     def materialise(self):

@@ -69,6 +69,8 @@ def fourierft(
 
     Reference: Gao et al. 2024, arXiv:2405.03003. Deviations: a kernel [I, O] is transformed as it lies, where torch's
     lies as [O, I] (the same family of updates); no bias towards low frequencies.
+
+    Limit: over a mesh of CPU devices XLA refuses the sharded transform (jax 0.10).
     """
     if not isinstance(frequencies, int) or frequencies < 1:
         raise UsageError(f"fourierft: frequencies={frequencies!r}; it is a whole number of at least 1")

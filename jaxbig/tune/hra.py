@@ -26,7 +26,7 @@ class Reflected(Turned):
         order = range(self.u.shape[-1])
         for i in order if transposed else reversed(order):
             u = self.u[:, i] * jax.lax.rsqrt(jnp.sum(self.u[:, i] ** 2))
-            x = x - 2 * (x @ u)[:, None] * u
+            x = x - 2 * (x @ u)[..., None] * u
         return x
 
 

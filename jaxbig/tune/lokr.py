@@ -41,10 +41,10 @@ class Kronecker(Delta):
         return self._through(x, self.c.T, [self.b.T, self.a.T] if self.d is None else [self.d.T])
 
     def _through(self, x, outer, inner):
-        y = x.reshape(-1, outer.shape[0], inner[0].shape[0])
+        y = x.reshape(*x.shape[:-1], outer.shape[0], inner[0].shape[0])
         for factor in inner:
             y = y @ factor
-        return jnp.einsum("nij,io->noj", y, outer).reshape(len(x), -1) * self.scale
+        return jnp.einsum("...ij,io->...oj", y, outer).reshape(*x.shape[:-1], -1) * self.scale
 
 
 @technique

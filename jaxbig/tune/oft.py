@@ -36,8 +36,8 @@ class BlockOrthogonal(Turned):
 
     def turn(self, x, transposed):
         r = self.rotations()
-        parts = x.reshape(len(x), len(r), self.size)
-        turned = jnp.einsum("nbk,bjk->nbj" if transposed else "nbk,bkj->nbj", parts, r.astype(x.dtype))
+        parts = x.reshape(*x.shape[:-1], len(r), self.size)
+        turned = jnp.einsum("...bk,bjk->...bj" if transposed else "...bk,bkj->...bj", parts, r.astype(x.dtype))
         return turned.reshape(x.shape)
 
 

@@ -65,6 +65,8 @@ def shira(rank: int = 32, where: Any = None, scale: float = 1.0) -> Transform:
 
     Reference: Bhardwaj et al. 2024, arXiv:2406.13175. Deviation: of its masks the random one (SHiRA-Rand), which PEFT
     has too.
+
+    Limit: over a mesh the update of a layer, of W's size, is gathered.
     """
     if not isinstance(rank, int) or rank < 1:
         raise UsageError(f"shira: rank={rank!r}; it is a whole number of at least 1")

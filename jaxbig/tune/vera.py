@@ -17,9 +17,7 @@ class SharedLowRank(Delta):
     """``base + (down diag(d)) (up diag(b))``.
 
     Attributes:
-        d: [*stack, r]; b: [*stack, O]; down: [>= I, r] and up: [r, >= O] of all layers, whose first
-            rows and columns count.
-        size: (I, O).
+        d: [*stack, r]; b: [*stack, O]; down: [I, r] and up: [r, O], of all layers; size: (I, O).
     """
 
     d: Any = None
@@ -31,13 +29,13 @@ class SharedLowRank(Delta):
     SHARED: ClassVar[dict[str, int]] = {"down": 2, "up": 2}
 
     def matrix(self):
-        return (self.down[: self.size[0]] * self.d) @ (self.up[:, : self.size[1]] * self.b)
+        return (self.down * self.d) @ (self.up * self.b)
 
     def forward(self, x):
-        return ((x @ self.down[: self.size[0]]) * self.d) @ self.up[:, : self.size[1]] * self.b
+        return ((x @ self.down) * self.d) @ self.up * self.b
 
     def backward(self, x):
-        return ((x * self.b) @ self.up[:, : self.size[1]].T * self.d) @ self.down[: self.size[0]].T
+        return ((x * self.b) @ self.up.T * self.d) @ self.down.T
 
 
 @technique
@@ -75,6 +73,8 @@ def vera(rank: int = 256, d_initial: float = 0.1, where: Any = None, seed: int =
 
     Reference: Kopiczko, Blankevoort, Asano 2023, arXiv:2310.11454. Deviation: weights of different sizes share the
     corner of one pair of matrices, as PEFT does (the paper's are of one size).
+
+    Limit: over a mesh, XLA shards the shared pair by itself and gathers activations for it.
     """
     if not isinstance(rank, int) or rank < 1:
         raise UsageError(f"vera: rank={rank!r}; it is a whole number of at least 1")
@@ -95,6 +95,7 @@ def vera(rank: int = 256, d_initial: float = 0.1, where: Any = None, seed: int =
         return {"down": draw("down", (inputs, rank), inputs), "up": draw("up", (rank, outputs), rank)}
 
     def more(state, path):
-        return {"down": state["shared"]["down"], "up": state["shared"]["up"]}
+        inputs, outputs = state[path].size
+        return {"down": state["shared"]["down"][:inputs], "up": state["shared"]["up"][:, :outputs]}
 
     return adapter("vera", where, start, more, shared)
