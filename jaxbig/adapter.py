@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxbig.site import Site, sites
-from jaxbig.transform import Split, Transform, key_for
+from jaxbig.transform import Split, Transform
 from jaxbig.tree import paths, replace
 from jaxbig.weight import Weight
 
@@ -32,6 +32,17 @@ def adapter(
 
     Returns:
         the transform: ``train[path]`` is `start`'s, ``state[path]`` its Weight.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxbig.matrix import Diagonal
+        >>> from jaxbig.usage import usage
+        >>> start = lambda key, path, site: (
+        ...     {"gain": jnp.full(site.matrix[1], 2.0)}, Diagonal(None, site.in_axes, site.out_axes, "out"))
+        >>> params, x = {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
+        >>> split = adapter("mine", "w", start).init(None, params, usage(lambda p, x: x @ p["w"], params, x))
+        >>> adapter("mine", "w", start).apply(split)["w"].materialise()[0].tolist()
+        [2.0, 2.0, 2.0]
     """
 
     def init(key, params, uses):
@@ -49,6 +60,3 @@ def adapter(
         return replace(split.params, dressed)
 
     return Transform(name, init, apply)
-
-
-__all__ = ["Site", "adapter", "key_for"]
