@@ -114,6 +114,7 @@ def test_sharded_is_the_same_and_gathers_no_base(name):
 # Open: what keeps these from being sharded as the others are.
 OPEN = {
     "vera-0": "GSPMD shards the shared matrices it is given whole, and gathers activations for the head",
+    "lokr-1": "activations are gathered where the mesh splits the axis that the Kronecker product cuts in two",
     "shira-0": "the update is scattered into a sharded array, which is gathered to multiply",
     "fourierft-0": "XLA's CPU back end refuses the layout of a sharded transform (fft_thunk.cc)",
 }

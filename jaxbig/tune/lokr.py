@@ -82,6 +82,8 @@ def lokr(rank: int = 8, alpha: float = 8.0, factor: int = -1, where: Any = None)
 
     Reference: Yeh et al. 2024 (LyCORIS), arXiv:2309.14859; Edalati et al. 2022 (KronA), arXiv:2212.10650. Deviation: a
     convolution's kernel is factored between all its inputs and its outputs.
+
+    Limit: over a mesh that splits the axis which C and the rest cut in two, activations may be gathered.
     """
     if not isinstance(rank, int) or rank < 1:
         raise UsageError(f"lokr: rank={rank!r}; it is a whole number of at least 1")
