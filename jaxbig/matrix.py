@@ -53,11 +53,14 @@ class Matrix(Weight):
     def sizes(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in axes)
 
+    def parts(self) -> dict[str, Array]:
+        """What this weight holds beside its base."""
+        return {name: getattr(self, name) for name in (*self.PRIVATE, *self.SHARED)}
+
     def per_layer(self, function: Callable[..., Array], dtype: Any, *arrays: Array) -> Array:
         """``function(layer, *arrays)`` for each layer of the stack: `layer` has the parts of one layer, as `dtype`, and
         no base; the arrays have the stack's axes first, and so has the result."""
-        names = [*self.PRIVATE, *self.SHARED]
-        layer = self.replace(base=None, **{name: cast(getattr(self, name), dtype) for name in names})
+        layer = self.replace(base=None, **{name: cast(part, dtype) for name, part in self.parts().items()})
         mapped = self.replace(base=None, **dict.fromkeys(self.PRIVATE, 0), **dict.fromkeys(self.SHARED))
         for _ in self.stack_axes():
             function = jax.vmap(function, in_axes=(mapped, *[0] * len(arrays)))
@@ -155,8 +158,7 @@ class Delta(Matrix):
             return jnp.transpose(made, [labels.index(label) for label in c.out])
 
         # What is formed on the way (a Hadamard product, an inverse transform) is formed again in the backward pass.
-        parts = {name: getattr(self, name) for name in (*self.PRIVATE, *self.SHARED)}
-        return y + jax.checkpoint(through)(x, parts).astype(y.dtype)
+        return y + jax.checkpoint(through)(x, self.parts()).astype(y.dtype)
 
     def lookup(self, ids, axis):
         if (axis,) != self.in_axes or self.stack_axes():
@@ -164,8 +166,8 @@ class Delta(Matrix):
         rows = lookup(self.base, ids, axis)
         if rows is NotImplemented:
             return rows
-        added = jnp.take(self.added(rows.dtype), ids, axis=axis)
-        return rows + added
+        of = lambda parts: jnp.take(self.replace(**parts).added(rows.dtype), ids, axis=axis)  # noqa: E731
+        return rows + jax.checkpoint(of)(self.parts())
 
 
 class Turned(Matrix):
@@ -245,3 +247,14 @@ class Diagonal(Turned):
 def lookup(leaf: Any, ids: Array, axis: int) -> Any:
     """Rows of an array or a Weight along a logical axis; NotImplemented where the Weight cannot."""
     return leaf.lookup(ids, axis) if is_weight(leaf) else jnp.take(leaf, ids, axis=axis)
+
+
+def places(key: Array, stack: tuple[int, ...], n: int, count: int) -> Array:
+    """`count` distinct numbers below n, at random and in order, int32 [*stack, count].
+
+    Example:
+        >>> places(jax.random.key(0), (2,), 3, 3).tolist()
+        [[0, 1, 2], [0, 1, 2]]
+    """
+    score = jax.random.uniform(key, (*stack, n))
+    return jnp.sort(jax.lax.top_k(score, count)[1].astype(jnp.int32), axis=-1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxbig.adapter import adapter
 from jaxbig.errors import UsageError
-from jaxbig.matrix import Delta
+from jaxbig.matrix import Delta, places
 from jaxbig.transform import Transform, key_for, technique
 from jaxbig.weight import static
 
@@ -82,11 +82,10 @@ def fourierft(
                 f"fourierft: {path} has {inputs * outputs} entries in a layer, fewer than frequencies={frequencies}; "
                 "use fewer, or leave it out with where="
             )
-        score = jax.random.uniform(jax.random.key(seed), (inputs * outputs,))
-        places = jnp.sort(jax.lax.top_k(score, frequencies)[1].astype(jnp.int32))
+        chosen = places(jax.random.key(seed), (), inputs * outputs, frequencies)
         shape = (*site.stack, frequencies)
         spectrum = jnp.zeros(shape, site.dtype) if zero else jax.random.normal(key_for(key, path), shape, site.dtype)
-        weight = Spectral(None, site.in_axes, site.out_axes, places=places, size=(inputs, outputs))
+        weight = Spectral(None, site.in_axes, site.out_axes, places=chosen, size=site.matrix)
         return {"spectrum": spectrum}, weight
 
     return adapter("fourierft", where, start, lambda state, path: {"scale": jnp.asarray(scale)})

@@ -2,12 +2,11 @@
 
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from jaxbig.adapter import adapter
 from jaxbig.errors import UsageError
-from jaxbig.matrix import Delta
+from jaxbig.matrix import Delta, places
 from jaxbig.transform import Transform, key_for, technique
 from jaxbig.weight import static
 
@@ -79,14 +78,8 @@ def shira(rank: int = 32, where: Any = None, scale: float = 1.0) -> Transform:
                 f"shira: {path} has {inputs * outputs} entries in a layer, and rank={rank} asks for {count}; use a "
                 "smaller rank, or leave it out with where="
             )
-        places = draw(key_for(key, path), site.stack, inputs * outputs, count)
-        weight = Scattered(None, site.in_axes, site.out_axes, places=places, size=(inputs, outputs))
+        chosen = places(key_for(key, path), site.stack, inputs * outputs, count)
+        weight = Scattered(None, site.in_axes, site.out_axes, places=chosen, size=site.matrix)
         return {"values": jnp.zeros((*site.stack, count), site.dtype)}, weight
 
     return adapter("shira", where, start, lambda state, path: {"scale": jnp.asarray(scale)})
-
-
-def draw(key, stack: tuple[int, ...], n: int, count: int):
-    """`count` distinct numbers below n, in order, for each layer of a stack."""
-    score = jax.random.uniform(key, (*stack, n))
-    return jnp.sort(jax.lax.top_k(score, count)[1].astype(jnp.int32), axis=-1)
