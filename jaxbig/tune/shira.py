@@ -56,6 +56,7 @@ def shira(rank: int = 32, where: Any = None, scale: float = 1.0) -> Transform:
     pass, and costs ``2 I O`` FLOPs a row; merged, nothing.
 
     Example:
+        >>> import jax
         >>> from jaxbig.usage import usage
         >>> params, x = {"w": jnp.ones((12, 9))}, jnp.ones((2, 12))
         >>> uses = usage(lambda p, x: x @ p["w"], params, x)
