@@ -149,7 +149,8 @@ def view(state: Any) -> Any:
 
     Returns:
         the state; its ``vars`` stay. BatchNorm's statistics are then those of the weights themselves, which the average
-        follows closely where it spans few steps or the rate ends near 0.
+        follows closely where it spans few steps or the rate ends near 0; else measure them anew at the end, with
+        `jaxbig.batch_statistics.with_batch_statistics`.
 
     Raises:
         UsageError: as `averaged`.

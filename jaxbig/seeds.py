@@ -16,7 +16,7 @@ from jaxbig.data.array import Arrays, select
 from jaxbig.data.loader import Loader
 from jaxbig.errors import UsageError
 from jaxbig.objective.base import Objective
-from jaxbig.step import TrainState, init_state, step_fn
+from jaxbig.step import TrainState, Ways, init_state, step_fn
 from jaxbig.transform import Split, Transform
 from jaxbig.tree import PyTree
 
@@ -56,6 +56,7 @@ def fit_seeds(
     optimizer: optax.GradientTransformation,
     start: tuple[PyTree, TrainState],
     batches: Iterable[Any],
+    ways: Ways = (),
 ) -> tuple[TrainState, jax.Array]:
     """Trains all seeds at once.
 
@@ -63,6 +64,7 @@ def fit_seeds(
         objective, transform, optimizer: as for `jaxbig.step.step_fn`.
         start: what `init_seeds` returned; the state is donated.
         batches: each a tree of arrays [S, B, ...], one batch a seed.
+        ways: how the gradient is had, as for `jaxbig.step.step_fn`.
 
     Returns:
         the states, and the mean training loss of each step and seed, float32 [steps, S].
@@ -79,7 +81,7 @@ def fit_seeds(
         >>> states.split.train["w"].tolist(), losses.shape
         ([1.0, 1.0], (1, 2))
     """
-    return fit_sweep(objective, lambda numbers: (transform, optimizer), {}, start, batches)
+    return fit_sweep(objective, lambda numbers: (transform, optimizer), {}, start, batches, ways)
 
 
 def grid(**axes: Any) -> dict[str, jax.Array]:
@@ -150,6 +152,7 @@ def fit_sweep(
     numbers: Mapping[str, jax.Array],
     start: tuple[PyTree, TrainState],
     batches: Iterable[Any],
+    ways: Ways = (),
 ) -> tuple[TrainState, jax.Array]:
     """Trains all runs of a sweep at once.
 
@@ -158,6 +161,7 @@ def fit_sweep(
         build, numbers: as for `init_sweep`.
         start: what `init_sweep` returned; the state is donated.
         batches: each a tree of arrays [S, B, ...], one batch a run.
+        ways: how the gradient is had, as for `jaxbig.step.step_fn`.
 
     Returns:
         the states, and the mean training loss of each step and run, float32 [steps, S]. A run whose numbers are in its
@@ -178,7 +182,7 @@ def fit_sweep(
     base, states = start
 
     def one(base, state, batch, own):
-        return step_fn(objective, *build(own))(base, state, batch)
+        return step_fn(objective, *build(own), ways=ways)(base, state, batch)
 
     step = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0)), donate_argnums=1)
     losses = []

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "record": "errors",
     "recipe": CORE + " data objective optim averaging evaluate gradient history job step train",
     "best": "errors checkpoint job resume",
+    "batch_statistics": "errors tree lift data job",
     "seeds": CORE + " data objective optim step",
     "curves": CORE + " data objective seeds significance",
     "export": "errors atomic tree weight lift",

@@ -10,6 +10,7 @@ import pytest
 from jaxbig import chain, full, inject_hyperparams, lora, usage
 from jaxbig.data import Loader
 from jaxbig.errors import UsageError
+from jaxbig.gradient import SAM, Accumulate
 from jaxbig.objective import classify
 from jaxbig.optim import Optimizer
 from jaxbig.seeds import fit_seeds, fit_sweep, grid, init_seeds, init_sweep, seed_batches
@@ -89,6 +90,25 @@ def test_a_sweep_is_one_program_and_equals_its_runs_one_by_one():
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], (states.split, states.opt_state))
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves((state.split, state.opt_state)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_ways_to_the_gradient_are_those_of_single_runs():
+    params = MODEL.init(jax.random.key(1), DATA["image"])["params"]
+    uses = usage(lambda p, x: MODEL.apply({"params": p}, x), params, DATA["image"])
+    keys, ways = jax.random.split(jax.random.key(2), 2), (Accumulate(2), SAM(0.5))
+    batches = list(seed_batches(DATA, ROWS[:2], 4, 3))
+    found = {}
+    for how in (ways, ()):
+        start = init_seeds(TECHNIQUE, ADAM, keys, lambda key: params, uses)
+        found[how], _ = fit_seeds(classify(MODEL), TECHNIQUE, ADAM, start, batches, how)
+    base, state = init_state(TECHNIQUE.init(jax.random.split(keys[1])[0], params, uses), ADAM, keys[1])
+    step = make_step(classify(MODEL), TECHNIQUE, ADAM, ways)
+    for batch in batches:
+        state, _ = step(base, state, {name: array[1] for name, array in batch.items()})
+    mine, plain = (jax.tree.leaves(jax.tree.map(lambda leaf: leaf[1], found[how].split.train)) for how in (ways, ()))
+    for a, b in zip(mine, jax.tree.leaves(state.split.train), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert any(float(abs(a - b).max()) > 1e-4 for a, b in zip(mine, plain, strict=True))
 
 
 def test_a_sweep_needs_a_number_for_each_run():

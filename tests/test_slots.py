@@ -1,5 +1,10 @@
 """Moments in bfloat16 and 8 bits: the code itself, its size, and the training it leaves (almost) as it was."""
 
+import os
+import re
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +17,8 @@ from jaxbig.data import load_digits
 from jaxbig.errors import UsageError
 from jaxbig.optim import Optimizer
 from jaxbig.tree import nbytes
+
+Auto = jax.sharding.AxisType.Auto
 
 
 def dynamic_levels(signed):
@@ -143,3 +150,40 @@ def test_why_the_levels_are_not_evenly_spaced(digits, monkeypatch):
 def test_another_form_is_an_error():
     with pytest.raises(UsageError, match="did you mean 'int8'"):
         slots.stored(optax.adam(0.1), "int4")
+
+
+def moved(state, spec):
+    """What one Adam step over eight devices moves between them: the shapes of what is gathered or exchanged."""
+    mesh, P = jax.make_mesh((8,), ("fsdp",), axis_types=(Auto,)), jax.sharding.PartitionSpec
+    optimizer = slots.stored(optax.adam(1e-2), state)
+    w = jax.random.normal(jax.random.key(0), (64, 1024))
+    of = {2: spec, 1: P("fsdp"), 0: P()}  # the scales of blocks lie where their blocks do
+
+    def step(w, state, grads):
+        updates, state = optimizer.update(grads, state, w)
+        return w + updates, state
+
+    whole = (w, optimizer.init(w), jnp.cos(w))
+    spread = jax.tree.map(lambda leaf: jax.sharding.NamedSharding(mesh, of[leaf.ndim]), whole)
+    compiled = jax.jit(step, in_shardings=spread, out_shardings=spread[:2]).lower(*whole).compile()
+    alone, together = jax.jit(step)(*whole), compiled(*jax.device_put(whole, spread))
+    jax.tree.map(np.testing.assert_array_equal, alone, together)
+    text = compiled.as_text()
+    return re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\(", text)
+
+
+def over_eight_devices():
+    assert jax.device_count() == 8
+    P = jax.sharding.PartitionSpec
+    for state in slots.FORMS:
+        assert moved(state, P("fsdp")) == [], state
+    assert moved("bfloat16", P(None, "fsdp")) == []
+    assert moved("int8", P(None, "fsdp"))
+
+
+def test_over_a_mesh_the_step_is_the_same_and_moves_nothing_where_blocks_are_whole():
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", "import test_slots; test_slots.over_eight_devices()"]
+    here = os.path.dirname(__file__)
+    done = subprocess.run(command, env={**os.environ, **flags}, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -40,6 +40,20 @@ def prepared(tmp_path_factory):
     return folder
 
 
+def test_prepares_what_is_not_there_only_if_asked(prepared, tmp_path):
+    with pytest.raises(UserError, match=r"tiny: is not prepared in .*download=True"):
+        tfds_source("tiny", "train", tmp_path)
+    assert not list(tmp_path.iterdir())
+    source = tfds_source("tiny", "test", tmp_path, download=True)
+    expected = tfds_source("tiny", "test", prepared).batch(np.arange(5))
+    for name, array in source.batch(np.arange(5)).items():
+        assert all(np.array_equal(a, b) for a, b in zip(array, expected[name], strict=True)), name
+    assert (tmp_path / "tiny" / "1.0.0" / "features.json").exists()
+    assert len(tfds_source("tiny", "train", tmp_path)) == 20  # it is there now, and is not asked for again
+    with pytest.raises(UserError, match="nonesuch: cannot be prepared"):
+        tfds_source("nonesuch", "train", tmp_path, download=True)
+
+
 def test_reads_rows_in_any_order(prepared):
     source = tfds_source("tiny", "train", prepared)
     every = source.batch(np.arange(20))
