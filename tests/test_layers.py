@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "adapter": CORE + " site",
     "lowrank": CORE + " site",
     "matrix": CORE,
+    "bank": CORE + " site lowrank",
     "tune": CORE + ADAPT,
     "compress": CORE,
     "registry": CORE + " inject tune compress",
