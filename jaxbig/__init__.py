@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "average": "compress.merge",
     "bitfit": "tune.bitfit",
+    "bottleneck": "tune.bottleneck",
     "calibrate": "calibrate",
     "chain": "transform",
     "describe": "describe",
@@ -27,6 +28,8 @@ _HOME = {
     "merge": "compress.merge",
     "oft": "tune.oft",
     "partition": "transform",
+    "prefix": "tune.prefix",
+    "prompt": "tune.prompt",
     "prune": "compress.prune",
     "quantize": "compress.quantize",
     "shira": "tune.shira",
@@ -43,6 +46,7 @@ __all__ = [
     "Weight",
     "average",
     "bitfit",
+    "bottleneck",
     "calibrate",
     "chain",
     "describe",
@@ -60,6 +64,8 @@ __all__ = [
     "merge",
     "oft",
     "partition",
+    "prefix",
+    "prompt",
     "prune",
     "quantize",
     "shira",
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
     from jaxbig.tune.bitfit import bitfit as bitfit
+    from jaxbig.tune.bottleneck import bottleneck as bottleneck
     from jaxbig.tune.dora import dora as dora
     from jaxbig.tune.fourierft import fourierft as fourierft
     from jaxbig.tune.full import freeze as freeze
@@ -91,6 +98,8 @@ if TYPE_CHECKING:
     from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
     from jaxbig.tune.oft import oft as oft
+    from jaxbig.tune.prefix import prefix as prefix
+    from jaxbig.tune.prompt import prompt as prompt
     from jaxbig.tune.shira import shira as shira
     from jaxbig.tune.vera import vera as vera
     from jaxbig.usage import usage as usage

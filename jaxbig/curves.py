@@ -111,7 +111,8 @@ def _accuracies(problem: Problem, transform: Transform) -> Callable[[PyTree, Any
     x, y = jnp.asarray(problem.test["image"]), jnp.asarray(problem.test["label"])
 
     def one(base, split, x):
-        logits = lift(problem.fn)(transform.apply(split._replace(params=base)), x)
+        whole = split._replace(params=base)
+        logits = lift(transform.wrap(whole, problem.fn))(transform.apply(whole), x)
         return (logits.argmax(-1) == y).mean()
 
     every = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))

@@ -13,6 +13,7 @@ from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
+from jaxbig.tune.bottleneck import bottleneck
 from jaxbig.tune.dora import dora
 from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
@@ -22,6 +23,8 @@ from jaxbig.tune.loha import loha
 from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
 from jaxbig.tune.oft import oft
+from jaxbig.tune.prefix import prefix
+from jaxbig.tune.prompt import prompt
 from jaxbig.tune.shira import shira
 from jaxbig.tune.vera import vera
 
@@ -37,6 +40,8 @@ class Entry:
         error: largest change of a weight at init, relative to the largest weight of its kernel; None for a technique
             that removes weights: kept ones do not change, and no removed one is larger than a kept one of its ranking.
         trains: whether it has trained leaves.
+        prompts: whether it puts virtual tokens in front of the text: then the tree is unchanged, and what the model
+            says is not.
     """
 
     factory: Any
@@ -44,6 +49,7 @@ class Entry:
     identity: bool = True
     error: float | None = 0.0
     trains: bool = True
+    prompts: bool = False
 
 
 REGISTRY: dict[str, Entry] = {
@@ -60,6 +66,11 @@ REGISTRY: dict[str, Entry] = {
     "ia3": Entry(ia3, ({}, {"side": "in"})),
     "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
     "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
+    "bottleneck": Entry(
+        bottleneck, ({"size": 2}, {"size": 3, "placement": "parallel", "activation": "gelu", "scale": 4.0})
+    ),
+    "prompt": Entry(prompt, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
+    "prefix": Entry(prefix, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traceback_util import api_boundary
 
+from jaxbig.dataflow import heads, residuals
 from jaxbig.lift import run
 from jaxbig.lift.interpreter import Interpreter, View
 from jaxbig.tree import PyTree, map_paths, paths
@@ -26,6 +27,8 @@ class Use(NamedTuple):
         out_axes: axes that appear in the result. All axes that are in neither are stacked: layers, heads, experts.
         shape, dtype: the leaf's own, stacked axes included.
         head: whether the function's result depends on this product through no other product: the output layer.
+        residual: whether the result of this product or convolution, but for a bias and dropout, is added to a residual
+            stream.
         groups: of a convolution; 1 elsewhere.
         detail: the primitive, for kind other.
         layers: number of leading axes of which it is given one entry at a time, as a scan over layers does.
@@ -40,6 +43,7 @@ class Use(NamedTuple):
     groups: int = 1
     detail: str = ""
     layers: int = 0
+    residual: bool = False
 
 
 Uses = dict[str, tuple[Use, ...]]
@@ -89,9 +93,12 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
         return result
 
     jax.eval_shape(traced, map_paths(lambda _, leaf: _shape(leaf), params), arrays)
-    heads = _heads(jaxprs[0], products)
+    last, streams = heads(jaxprs[0], products), residuals(jaxprs[0], products)
     return {
-        path: tuple(use._replace(head=(path, use) in heads and use.kind == "product") for use in uses)
+        path: tuple(
+            use._replace(head=(path, use) in last and use.kind == "product", residual=(path, use) in streams)
+            for use in uses
+        )
         for path, uses in {**found, **{path: {} for path in shapes if path not in found}}.items()
     }
 
@@ -127,71 +134,3 @@ def _use(view: View, kind: str, details, eqn, shape, dtype) -> Use:
         out = tuple(a for a in range(-n, 0) if a != axis - n and a + n not in stack)
         return use._replace(in_axes=(axis - n,), out_axes=out)
     return use._replace(detail=eqn.primitive.name if eqn is not None else "result")
-
-
-def _heads(jaxpr: Any, products: dict[tuple[int, ...], Any]) -> set[Any]:
-    """The products that some result depends on through no other product, and that feed no other product."""
-    found: set[Any] = set()
-    walk = _Walk(products)
-    for i in range(len(jaxpr.jaxpr.outvars)):
-        walk.last = set()
-        walk.back(jaxpr, {(i, False)}, ())
-        last = {products[key] for key in walk.last}
-        if len(last) == 1:  # many products end in a residual stream: such a function has no head
-            found |= last
-    return found - {products[key] for key in walk.fed}
-
-
-class _Walk:
-    """From results back to inputs. Places are pairs (index, whether a product of parameters lies in between).
-
-    Attributes:
-        products: the equations that are products of parameters, by the ids of the calls around them and their own.
-        last: products that were reached first; fed: those that were reached through another.
-    """
-
-    def __init__(self, products: dict[tuple[int, ...], Any]):
-        self.products, self.last, self.fed = products, set(), set()
-
-    def back(self, jaxpr: Any, wanted: set[tuple[int, bool]], calls: tuple[int, ...]) -> set[tuple[int, bool]]:
-        """The inputs of a jaxpr that the wanted outputs depend on."""
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        needed = {(id(jaxpr.outvars[i]), behind) for i, behind in wanted}
-        for eqn in reversed(jaxpr.eqns):
-            outs = {(i, b) for i, var in enumerate(eqn.outvars) for b in (False, True) if (id(var), b) in needed}
-            if outs:
-                reached = self.inputs(eqn, outs, (*calls, id(eqn)))
-                needed |= {(id(eqn.invars[i]), behind) for i, behind in reached}
-        return {(i, b) for i, var in enumerate(jaxpr.invars) for b in (False, True) if (id(var), b) in needed}
-
-    def inputs(self, eqn: Any, outs: set[tuple[int, bool]], calls: tuple[int, ...]) -> set[tuple[int, bool]]:
-        """The inputs of an equation that these outputs depend on."""
-        name, p, every = eqn.primitive.name, eqn.params, range(len(eqn.invars))
-        if calls in self.products:
-            self.last |= {calls for _, behind in outs if not behind}
-            self.fed |= {calls for _, behind in outs if behind}
-            return {(i, True) for i in every}
-        if name == "scan":
-            body = getattr(p["jaxpr"], "jaxpr", p["jaxpr"])
-            carried = sum(o.aval.ndim == b.aval.ndim for o, b in zip(eqn.outvars, body.outvars, strict=True))
-            first = sum(o.aval.ndim == b.aval.ndim for o, b in zip(eqn.invars, body.invars, strict=True)) - carried
-            return self.loop(body, outs, first, carried, calls)
-        if name == "while":
-            reached = self.loop(p["body_jaxpr"], outs, p["body_nconsts"], len(eqn.outvars), calls)
-            return {(i + p["cond_nconsts"], behind) for i, behind in reached}
-        if name == "cond":
-            return {(i + 1, b) for branch in p["branches"] for i, b in self.back(branch, outs, calls)}
-        inner = p.get("jaxpr", p.get("call_jaxpr"))
-        if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(eqn.invars):
-            return self.back(inner, outs, calls)
-        return {(i, behind) for i in every for _, behind in outs}
-
-    def loop(self, body: Any, outs, first: int, n_carry: int, calls) -> set[tuple[int, bool]]:
-        """As `back`, for a body whose carried inputs were its outputs a round before."""
-        wanted = set(outs)
-        while True:
-            reached = self.back(body, wanted, calls)
-            more = wanted | {(i - first, b) for i, b in reached if first <= i < first + n_carry}
-            if more == wanted:
-                return reached
-            wanted = more

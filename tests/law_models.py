@@ -36,7 +36,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids_BT, train: bool = False):
         embed = nn.Embed(V, D, name="embed")
-        x_BTD = embed(ids_BT) + self.param("position", nn.initializers.normal(0.1), (T, D))
+        position_TD = self.param("position", nn.initializers.normal(0.1), (T + 4, D))[: ids_BT.shape[-1]]
+        x_BTD = embed(ids_BT) + position_TD
         block = nn.remat(Block, static_argnums=(2,), prevent_cse=False) if self.remat else Block
         if self.scan:
             layers = nn.scan(

@@ -24,6 +24,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 ALONE = [
     (name, i) for name, entry in REGISTRY.items() for i in range(len(entry.arguments))
 ]  # fmt: skip
+# Techniques that find nothing to do in the CNN: no last input axis but the head's is divided by 4, nothing is added to
+# a residual stream, no tokens are read.
+NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix")
 # One technique of each way to change a tree: the fast tier puts these through every law. The others, which are built of
 # the same parts, it puts through the laws that one compiled program shows; `make slow` through all.
 BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")
@@ -88,6 +91,11 @@ def base_logits(name: str):
     return jit(model.apply)(model.params, model.inputs)
 
 
+def called(transform: Transform, split: Split, fn, key=None):
+    """The model of a split, as the trainer calls it: a function of the inputs."""
+    return functools.partial(lift(transform.wrap(split, fn), strict=True), transform.apply(split, key))
+
+
 def program(transform: Transform, model: Case, plain: Case, count: list):
     """``(train, rest, inputs) -> Result``: `model` reads the Weights, `plain` the merged arrays."""
 
@@ -95,12 +103,13 @@ def program(transform: Transform, model: Case, plain: Case, count: list):
         count.append(1)
 
         def factored(train):
-            logits = lift(model.apply, strict=True)(transform.apply(rest._replace(train=train)), inputs)
+            logits = called(transform, rest._replace(train=train), model.apply)(inputs)
             return loss_of(logits), logits
 
         def merged(train):
-            tree = merge(transform.apply(rest._replace(train=train)))
-            logits = plain.apply(tree, inputs)
+            split = rest._replace(train=train)
+            tree = merge(transform.apply(split))
+            logits = lift(transform.wrap(split, plain.apply))(tree, inputs)
             return loss_of(logits), (logits, tree)
 
         grads, logits = jax.grad(factored, has_aux=True)(train)

@@ -9,6 +9,7 @@ import pytest
 from law_models import Case
 from law_trial import (
     BASIC,
+    called,
     check_base_is_safe,
     check_every_leaf_learns,
     check_factored_is_merged,
@@ -22,7 +23,6 @@ from law_trial import (
 from jaxbig import checkpoint, registry
 from jaxbig.compress.merge import merge
 from jaxbig.errors import UsageError
-from jaxbig.lift import lift
 from jaxbig.registry import REGISTRY
 from jaxbig.transform import chain
 from jaxbig.usage import usage
@@ -33,15 +33,16 @@ QUANTISERS = ("int8", "int4", "nf4")
 def apply(params, ids, key=None):
     """A table, two layers and a head: the smallest model on which every technique has something to do."""
     x = params["table"][ids]
-    for name in ("first", "second"):
-        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
+    x = jnp.tanh(x @ params["value"]["kernel"] + params["value"]["bias"])
+    x = x + x.mean(axis=-2, keepdims=True)
+    x = x + jnp.tanh(x) @ params["second"]["kernel"] + params["second"]["bias"]
     return x @ params["head"]
 
 
 def _model() -> Case:
     random = np.random.default_rng(0)
-    shape = {"table": (7, 8), "first": {"kernel": (8, 12), "bias": (12,)}, "second": {"kernel": (12, 6), "bias": (6,)},
-             "head": (6, 5)}  # fmt: skip
+    shape = {"table": (7, 8), "value": {"kernel": (8, 12), "bias": (12,)},
+             "second": {"kernel": (12, 12), "bias": (12,)}, "head": (12, 5)}  # fmt: skip
     params = jax.tree.map(
         lambda size: jnp.asarray(random.normal(size=size), jnp.float32), shape, is_leaf=lambda x: isinstance(x, tuple)
     )
@@ -89,6 +90,11 @@ def check(names):
         with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
             transform.init(jax.random.key(5), MODEL.params, USES)
         assert reason in str(caught.value)
+        return
+    if sum(REGISTRY[name].prompts for name in names) > 1:
+        split = transform.init(jax.random.key(5), MODEL.params, USES)
+        with pytest.raises(UsageError, match=r"virtual tokens.*give one of them more"):
+            called(transform, split, apply)(MODEL.inputs)
         return
     tried = run_trial(transform, MODEL, MODEL, USES)
     check_factored_is_merged(tried)
@@ -220,7 +226,7 @@ def test_chains_under_scan_remat_and_vmap_and_from_a_checkpoint(names, tmp_path)
 
     def both(train, rest, ids):
         def loss(train):
-            logits = lift(scanned, strict=True)(transform.apply(rest._replace(train=train)), ids)
+            logits = called(transform, rest._replace(train=train), scanned)(ids)
             return (logits**2).sum(), logits
 
         def plain(train):
@@ -247,18 +253,18 @@ def test_order_means_what_it_says():
     """LoRA over what is pruned stays dense after merging; pruning first and training all keeps the zeros."""
     adapted = run_trial(build(("prune", "lora")), MODEL, MODEL, USES)
     masked = run_trial(build(("prune", "full")), MODEL, MODEL, USES)
-    zeros = adapted.at_init.tree["first"]["kernel"] == 0
+    zeros = adapted.at_init.tree["value"]["kernel"] == 0
     assert 0.2 < float(zeros.mean()) < 0.8
-    assert bool((adapted.stirred.tree["first"]["kernel"][zeros] != 0).any())
-    assert bool((masked.stirred.tree["first"]["kernel"][zeros] == 0).all())
+    assert bool((adapted.stirred.tree["value"]["kernel"][zeros] != 0).any())
+    assert bool((masked.stirred.tree["value"]["kernel"][zeros] == 0).all())
 
 
 def test_a_base_trained_by_a_later_link_carries_the_update():
     tried = run_trial(build(("lora", "full")), MODEL, MODEL, USES)
     train = {**tried.split.train, "lora": stir(tried.split.train["lora"])}
-    plain = tried.transform.apply(tried.split)["first"]["kernel"]
-    moved = tried.transform.apply(tried.split._replace(train=train))["first"]["kernel"]
+    plain = tried.transform.apply(tried.split)["value"]["kernel"]
+    moved = tried.transform.apply(tried.split._replace(train=train))["value"]["kernel"]
     assert plain.kind() == moved.kind() == "LowRank r=2"
     assert bool((plain.materialise() != moved.materialise()).any())
-    logits = lift(apply, strict=True)(tried.transform.apply(tried.split._replace(train=train)), MODEL.inputs)
+    logits = called(tried.transform, tried.split._replace(train=train), apply)(MODEL.inputs)
     assert bool((logits != tried.at_init.factored).any())

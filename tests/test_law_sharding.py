@@ -20,9 +20,9 @@ def program(name):
     import numpy as np
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
+    from law_trial import called
 
     from benchmarks.by_hand import Linen, example, linen_loss, parameters
-    from jaxbig.lift import lift
     from jaxbig.registry import REGISTRY
     from jaxbig.transform import chain
     from jaxbig.tree import map_paths, paths
@@ -51,8 +51,7 @@ def program(name):
     split = transform.init(jax.random.key(2), params, uses)
 
     def step(train, rest, ids):
-        loss = lambda train: lift(linen_loss, strict=True)(transform.apply(rest._replace(train=train)), ids)  # noqa: E731
-        return jax.value_and_grad(loss)(train)
+        return jax.value_and_grad(lambda train: called(transform, rest._replace(train=train), linen_loss)(ids))(train)
 
     rest = split._replace(train=None)
     # what is gathered is decided before LLVM, whose optimisation is most of the time

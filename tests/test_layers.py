@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxbig"
 
 # Each part (a module, or a package of modules) and the parts it may import: only ones that stand above it here.
-CORE = "errors contraction weight tree lift usage transform"
-ADAPT = " site adapter lowrank matrix"  # what techniques share that no other part needs
+CORE = "errors contraction weight tree lift usage dataflow transform"
+ADAPT = " site adapter lowrank matrix virtual"  # what techniques share that no other part needs
 MAY_IMPORT = {
     "errors": "",
     "atomic": "errors",
@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "weight": "errors contraction",
     "tree": "errors weight",
     "lift": "errors contraction weight tree",
-    "usage": "errors contraction weight tree lift",
+    "dataflow": "",
+    "usage": "errors contraction weight tree lift dataflow",
     "transform": "errors contraction weight tree lift usage",
     "inject": "errors transform",
     "calibrate": CORE,
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "adapter": CORE + " site",
     "lowrank": CORE + " site",
     "matrix": CORE,
+    "virtual": CORE,
     "bank": CORE + " site lowrank",
     "tune": CORE + ADAPT,
     "compress": CORE,

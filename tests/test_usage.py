@@ -345,3 +345,26 @@ def test_calibrate_refuses_what_does_not_add_up():
     local = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(jax.P(), rows), out_specs=rows)
     with pytest.raises(UsageError, match="w is multiplied inside shard_map"):
         calibrate(lambda p, x: local(p["w"], x), {"w": jnp.ones((4, 3))}, [(X,)])
+
+
+RESIDUAL = {
+    "plain": (lambda p, x: x + x @ p["w"], True),
+    "with a bias": (lambda p, x: x + (x @ p["w"] + p["b"]), True),
+    "scaled, cast, dropped": (
+        lambda p, x: x + jnp.where(x > 0, (x @ p["w"]).astype(jnp.bfloat16) * 2, 0).astype(x.dtype),
+        True,
+    ),
+    "called": (lambda p, x: x + jax.jit(lambda x: jnp.einsum("bi,io->bo", x, p["w"]))(x), True),
+    "under remat": (lambda p, x: jax.checkpoint(lambda x: x + x @ p["w"])(x), True),
+    "a bias alone": (lambda p, x: x @ p["w"] + p["b"], False),
+    "behind a nonlinearity": (lambda p, x: x + jnp.tanh(x @ p["w"]), False),
+    "to itself, as rotary positions are": (lambda p, x: (y := x @ p["w"]) * 2 + jnp.roll(y, 1, axis=-1), False),
+    "to another product of it": (lambda p, x: (y := x @ p["w"]) + y @ p["w2"], False),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_which_products_end_in_a_residual_stream(name):
+    fn, expected = RESIDUAL[name]
+    params, x = {"w": jnp.ones((4, 4)), "w2": jnp.ones((4, 4)), "b": jnp.ones(4)}, jnp.ones((2, 4))
+    assert next(use.residual for use in usage(fn, params, x)["w"] if use.kind == "product") == expected
