@@ -24,6 +24,7 @@ commands:
   data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
   info PATH                      show what a run or a checkpoint holds: parts, technique, settings, whether it is whole
   compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
+  peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
 
 options:
   -h, --help    show this message
@@ -102,7 +103,24 @@ options:
 example: jaxbig compare runs/a runs/b --best max:val_accuracy --out compare.html
 """
 
-_COMMANDS = ("run", "data", "info", "compare")
+_PEFT_HELP = """\
+usage: jaxbig peft list --model NAME [--method NAME ...] [--batch N] [--image PIXELS]
+
+Show what each technique would cost on a model, with its defaults: trained parameters, bytes of the adapter and of the
+frozen base, FLOPs of a forward pass and of a training step. Nothing is allocated or compiled, so the model may be of
+any size; techniques that find nothing to do in it are named, and why.
+
+options:
+  --model NAME     vit-ti16, vit-s16, vit-b16, vit-l16, vit-h14, resnet18, resnet34, resnet50; or FILE.py:FUNCTION, a
+                   function that takes the batch size and returns a linen module and a tuple of its inputs
+  --method NAME    only these (default: all)
+  --batch N        rows of the batch (default 1)
+  --image PIXELS   height and width of images (default 224)
+
+example: jaxbig peft list --model vit-b16 --method lora ia3 full
+"""
+
+_COMMANDS = ("run", "data", "info", "compare", "peft")
 _LONGEST_MESSAGE = 600
 
 
@@ -155,13 +173,13 @@ def _dispatch(words: list[str]) -> None:
         _info(rest)
     elif command == "compare":
         _compare(rest)
+    elif command == "peft":
+        _peft(rest)
     elif not command:
         raise UsageError("no command; try `jaxbig run FILE`, or `jaxbig --help`")
     else:
         kind = "option" if command.startswith("-") else "command"
-        near = difflib.get_close_matches(
-            command, ["run", "data", "info", "compare", "--help", "--version", "--debug"], n=1
-        )
+        near = difflib.get_close_matches(command, [*_COMMANDS, "--help", "--version", "--debug"], n=1)
         hint = f"did you mean {near[0]}?" if near else "try `jaxbig --help`"
         raise UsageError(f"unknown {kind} {command}; {hint}")
 
@@ -207,6 +225,17 @@ def _compare(words: list[str]) -> None:
     from jaxbig.compare import compare
 
     compare(words)
+
+
+def _peft(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_PEFT_HELP)
+        return
+    if words[0] != "list":
+        raise UsageError(f"peft has no command {words[0]}; try `jaxbig peft list --model vit-b16`")
+    from jaxbig.peft_list import peft_list
+
+    peft_list(words[1:])
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -82,12 +82,15 @@ MAY_IMPORT = {
     "gallery": "errors theme",
     "classifier_page": "errors atomic theme history metrics plots pictures diagnostics report gallery",
     "summary": "errors data",
+    "flops": "",
+    "catalogue": "errors models",
     "words": "errors",
+    "peft_list": CORE + " catalogue compress flops registry tune words",
     "show": "errors atomic theme data gallery summary words",
     "info": "errors storage manifest words",
     "compare": "errors history manifest plots report words",
     "experiment": "errors",
-    "cli": "errors experiment show info compare",
+    "cli": "errors experiment show info compare peft_list",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.
