@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
-    "average": "compress.merge",
+    "average": "combine.average",
     "bitfit": "tune.bitfit",
     "calibrate": "calibrate",
     "chain": "transform",
+    "dare": "combine.dare",
     "describe": "describe",
     "dora": "tune.dora",
+    "fidelity": "fidelity",
     "fourierft": "tune.fourierft",
     "freeze": "tune.full",
     "full": "tune.full",
@@ -30,7 +32,10 @@ _HOME = {
     "prune": "compress.prune",
     "quantize": "compress.quantize",
     "shira": "tune.shira",
+    "slerp": "combine.slerp",
     "Split": "transform",
+    "task_arithmetic": "combine.arithmetic",
+    "ties": "combine.ties",
     "Transform": "transform",
     "usage": "usage",
     "vera": "tune.vera",
@@ -45,8 +50,10 @@ __all__ = [
     "bitfit",
     "calibrate",
     "chain",
+    "dare",
     "describe",
     "dora",
+    "fidelity",
     "fourierft",
     "freeze",
     "full",
@@ -63,17 +70,25 @@ __all__ = [
     "prune",
     "quantize",
     "shira",
+    "slerp",
+    "task_arithmetic",
+    "ties",
     "usage",
     "vera",
 ]
 
 if TYPE_CHECKING:
     from jaxbig.calibrate import calibrate as calibrate
-    from jaxbig.compress.merge import average as average
+    from jaxbig.combine.arithmetic import task_arithmetic as task_arithmetic
+    from jaxbig.combine.average import average as average
+    from jaxbig.combine.dare import dare as dare
+    from jaxbig.combine.slerp import slerp as slerp
+    from jaxbig.combine.ties import ties as ties
     from jaxbig.compress.merge import merge as merge
     from jaxbig.compress.prune import prune as prune
     from jaxbig.compress.quantize import quantize as quantize
     from jaxbig.describe import describe as describe
+    from jaxbig.fidelity import fidelity as fidelity
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
     from jaxbig.transform import Split as Split
