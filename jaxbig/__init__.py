@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "add_lora": "combine.adapters",
     "average": "combine.average",
     "bitfit": "tune.bitfit",
     "calibrate": "calibrate",
+    "cat_lora": "combine.adapters",
     "chain": "transform",
     "dare": "combine.dare",
     "describe": "describe",
@@ -34,6 +36,7 @@ _HOME = {
     "shira": "tune.shira",
     "slerp": "combine.slerp",
     "Split": "transform",
+    "svd_lora": "combine.adapters",
     "task_arithmetic": "combine.arithmetic",
     "ties": "combine.ties",
     "Transform": "transform",
@@ -46,9 +49,11 @@ __all__ = [
     "Split",
     "Transform",
     "Weight",
+    "add_lora",
     "average",
     "bitfit",
     "calibrate",
+    "cat_lora",
     "chain",
     "dare",
     "describe",
@@ -71,6 +76,7 @@ __all__ = [
     "quantize",
     "shira",
     "slerp",
+    "svd_lora",
     "task_arithmetic",
     "ties",
     "usage",
@@ -79,6 +85,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from jaxbig.calibrate import calibrate as calibrate
+    from jaxbig.combine.adapters import add_lora as add_lora
+    from jaxbig.combine.adapters import cat_lora as cat_lora
+    from jaxbig.combine.adapters import svd_lora as svd_lora
     from jaxbig.combine.arithmetic import task_arithmetic as task_arithmetic
     from jaxbig.combine.average import average as average
     from jaxbig.combine.dare import dare as dare

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxbig.combine.rule import Rule
+from jaxbig.combine.rule import LINEAR
 from jaxbig.combine.trees import moved
 from jaxbig.tree import PyTree
 
@@ -38,4 +38,4 @@ def task_arithmetic(base: PyTree, trees: Sequence[PyTree], weights: Sequence[flo
     Reference: Ilharco et al. 2022, arXiv:2212.04089. Deviation: a weight for each task, where the paper has
     one for all.
     """
-    return moved("task_arithmetic", base, trees, weights, Rule())
+    return moved("task_arithmetic", base, trees, weights, LINEAR)

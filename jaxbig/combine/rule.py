@@ -68,3 +68,6 @@ class Rule(NamedTuple):
         for _ in range(stack):
             one = jax.vmap(one)
         return one(vector)
+
+
+LINEAR = Rule()

@@ -43,4 +43,4 @@ def agreed_mean(vectors: Sequence[Array], weights: Sequence[float], sign: Array)
     """
     agree = [jnp.sign(x) == sign for x in vectors]
     total = sum(jnp.where(a, x * w, jnp.zeros_like(x)) for a, x, w in zip(agree, vectors, weights, strict=True))
-    return total / jnp.maximum(sum(a.astype(total.dtype) for a in agree), 1)
+    return total / jnp.maximum(sum(a.astype(vectors[0].dtype) for a in agree), 1)
