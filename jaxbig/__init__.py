@@ -11,6 +11,7 @@ _HOME = {
     "add_lora": "combine.adapters",
     "average": "combine.average",
     "bitfit": "tune.bitfit",
+    "boft": "tune.boft",
     "calibrate": "calibrate",
     "cat_lora": "combine.adapters",
     "chain": "transform",
@@ -52,6 +53,7 @@ __all__ = [
     "add_lora",
     "average",
     "bitfit",
+    "boft",
     "calibrate",
     "cat_lora",
     "chain",
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
     from jaxbig.tune.bitfit import bitfit as bitfit
+    from jaxbig.tune.boft import boft as boft
     from jaxbig.tune.dora import dora as dora
     from jaxbig.tune.fourierft import fourierft as fourierft
     from jaxbig.tune.full import freeze as freeze

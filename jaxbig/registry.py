@@ -13,6 +13,7 @@ from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
+from jaxbig.tune.boft import boft
 from jaxbig.tune.dora import dora
 from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
@@ -59,6 +60,7 @@ REGISTRY: dict[str, Entry] = {
     "shira": Entry(shira, ({"rank": 1},)),
     "ia3": Entry(ia3, ({}, {"side": "in"})),
     "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
+    "boft": Entry(boft, ({"block": 4}, {"block": 4, "factors": 3})),
     "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxbig"
 
 # Each part (a module, or a package of modules) and the parts it may import: only ones that stand above it here.
 CORE = "errors contraction weight tree lift usage transform"
-ADAPT = " site adapter lowrank matrix"  # what techniques share that no other part needs
+ADAPT = " site adapter lowrank orthogonal matrix"  # what techniques share that no other part needs
 MAY_IMPORT = {
     "errors": "",
     "atomic": "errors",
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "site": CORE,
     "adapter": CORE + " site",
     "lowrank": CORE + " site",
+    "orthogonal": "",
     "matrix": CORE,
     "tune": CORE + ADAPT,
     "compress": CORE,
