@@ -26,6 +26,7 @@ _HOME = {
     "ia3": "tune.ia3",
     "inject_hyperparams": "inject",
     "lift": "lift",
+    "ln_tuning": "tune.ln_tuning",
     "loha": "tune.loha",
     "lokr": "tune.lokr",
     "lora": "tune.lora",
@@ -40,6 +41,7 @@ _HOME = {
     "svd_lora": "combine.adapters",
     "task_arithmetic": "combine.arithmetic",
     "ties": "combine.ties",
+    "trainable_tokens": "tune.trainable_tokens",
     "Transform": "transform",
     "usage": "usage",
     "vera": "tune.vera",
@@ -68,6 +70,7 @@ __all__ = [
     "ia3",
     "inject_hyperparams",
     "lift",
+    "ln_tuning",
     "loha",
     "lokr",
     "lora",
@@ -81,6 +84,7 @@ __all__ = [
     "svd_lora",
     "task_arithmetic",
     "ties",
+    "trainable_tokens",
     "usage",
     "vera",
 ]
@@ -114,11 +118,13 @@ if TYPE_CHECKING:
     from jaxbig.tune.full import full as full
     from jaxbig.tune.hra import hra as hra
     from jaxbig.tune.ia3 import ia3 as ia3
+    from jaxbig.tune.ln_tuning import ln_tuning as ln_tuning
     from jaxbig.tune.loha import loha as loha
     from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
     from jaxbig.tune.oft import oft as oft
     from jaxbig.tune.shira import shira as shira
+    from jaxbig.tune.trainable_tokens import trainable_tokens as trainable_tokens
     from jaxbig.tune.vera import vera as vera
     from jaxbig.usage import usage as usage
     from jaxbig.weight import Weight as Weight

@@ -19,11 +19,13 @@ from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.hra import hra
 from jaxbig.tune.ia3 import ia3
+from jaxbig.tune.ln_tuning import ln_tuning
 from jaxbig.tune.loha import loha
 from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
 from jaxbig.tune.oft import oft
 from jaxbig.tune.shira import shira
+from jaxbig.tune.trainable_tokens import trainable_tokens
 from jaxbig.tune.vera import vera
 
 
@@ -51,6 +53,8 @@ REGISTRY: dict[str, Entry] = {
     "full": Entry(full),
     "freeze": Entry(freeze, trains=False),
     "bitfit": Entry(bitfit),
+    "ln_tuning": Entry(ln_tuning),
+    "trainable_tokens": Entry(trainable_tokens, ({"tokens": [5, 0]},)),
     "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
     "dora": Entry(dora, ({"rank": 2, "alpha": 4.0},)),
     "vera": Entry(vera, ({"rank": 3},)),
