@@ -114,7 +114,7 @@ def _divergence(z: Any, other: Any) -> Any:
     size = jnp.abs(moved).max(-1, keepdims=True)
     few = jnp.where(size < 1, moved, 0)
     # Of small changes the difference of two logarithms would be nothing but rounding errors.
-    small = jnp.log1p((p * (jnp.expm1(few) - few)).sum(-1))
+    small = jnp.log1p((p * jnp.expm1(few)).sum(-1))
     return jnp.where(size[..., 0] < 1, small, (p * (log_p - log_q)).sum(-1))
 
 

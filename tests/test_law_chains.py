@@ -126,7 +126,11 @@ def test_each_other_technique_in_the_middle_and_at_the_bottom(names):
     check(names)
 
 
-ALL_PAIRS = [names for names in itertools.product(REGISTRY, repeat=2) if not set(names) <= set(BASIC)]
+# The same rows replaced twice: the first link's are never read, and learn nothing (`test_trainable_tokens.py`).
+HIDDEN = ("trainable_tokens", "trainable_tokens")
+ALL_PAIRS = [
+    names for names in itertools.product(REGISTRY, repeat=2) if not set(names) <= set(BASIC) and names != HIDDEN
+]
 
 
 @pytest.mark.slow

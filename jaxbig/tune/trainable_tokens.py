@@ -92,6 +92,8 @@ def trainable_tokens(tokens: Sequence[int], where: Any = None) -> Transform:
 
     Reference: PEFT's ``TrainableTokensConfig`` (Hugging Face 2025); no paper. Deviation: all tables that are
     looked up by default (positions and token types too: name yours with `where`); PEFT takes the input embedding.
+
+    Limit: in a chain, what a later link of this kind says of a token hides what an earlier one says of the same.
     """
     chosen = [int(token) for token in tokens] if np.ndim(tokens) == 1 else []
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:

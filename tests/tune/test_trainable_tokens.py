@@ -84,6 +84,16 @@ def test_no_second_table_is_formed():
     assert compiled.memory_analysis().temp_size_in_bytes < params["table"].nbytes / 2
 
 
+def test_of_two_links_the_later_hides_the_earlier_and_other_rows_stay():
+    params = {"table": TABLE}
+    method = chain(trainable_tokens([1, 2]), trainable_tokens([2, 3]))
+    split = method.init(None, params, usage(tied, params, IDS))
+    rows = lambda value: {"table": {"rows": jnp.full((2, 4), value)}}  # noqa: E731
+    train = {"trainable_tokens": rows(8.0), "trainable_tokens_1": rows(9.0)}
+    merged = merge(method.apply(split._replace(train=train)))["table"]
+    assert merged[:5, 0].tolist() == [float(TABLE[0, 0]), 8, 9, 9, float(TABLE[4, 0])]
+
+
 def test_rows_over_codes():
     params = {"table": jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)}
     method = chain(quantize("int8", where="table"), trainable_tokens([1, 5]))
