@@ -33,8 +33,8 @@ def ties(
     Raises:
         UsageError: no trees, other paths or shapes, weights that do not fit, a density that is no share, other `signs`.
 
-    Cost: a sort of all entries for each task; as many bytes as all the trees hold, thrice over, while it runs; nothing
-    at inference.
+    Cost: for each task 32 passes over all entries, which count the larger ones; as many bytes as all the trees hold,
+    thrice over, while it runs; nothing at inference.
 
     Example:
         >>> import jax.numpy as jnp
