@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
-    "average": "compress.merge",
+    "add_lora": "combine.adapters",
+    "average": "combine.average",
     "bitfit": "tune.bitfit",
+    "boft": "tune.boft",
     "bottleneck": "tune.bottleneck",
     "calibrate": "calibrate",
+    "cat_lora": "combine.adapters",
     "chain": "transform",
+    "dare": "combine.dare",
     "describe": "describe",
     "dora": "tune.dora",
+    "fidelity": "fidelity",
     "fourierft": "tune.fourierft",
     "freeze": "tune.full",
     "full": "tune.full",
@@ -22,6 +27,7 @@ _HOME = {
     "ia3": "tune.ia3",
     "inject_hyperparams": "inject",
     "lift": "lift",
+    "ln_tuning": "tune.ln_tuning",
     "loha": "tune.loha",
     "lokr": "tune.lokr",
     "lora": "tune.lora",
@@ -33,7 +39,12 @@ _HOME = {
     "prune": "compress.prune",
     "quantize": "compress.quantize",
     "shira": "tune.shira",
+    "slerp": "combine.slerp",
     "Split": "transform",
+    "svd_lora": "combine.adapters",
+    "task_arithmetic": "combine.arithmetic",
+    "ties": "combine.ties",
+    "trainable_tokens": "tune.trainable_tokens",
     "Transform": "transform",
     "usage": "usage",
     "vera": "tune.vera",
@@ -44,13 +55,18 @@ __all__ = [
     "Split",
     "Transform",
     "Weight",
+    "add_lora",
     "average",
     "bitfit",
+    "boft",
     "bottleneck",
     "calibrate",
+    "cat_lora",
     "chain",
+    "dare",
     "describe",
     "dora",
+    "fidelity",
     "fourierft",
     "freeze",
     "full",
@@ -58,6 +74,7 @@ __all__ = [
     "ia3",
     "inject_hyperparams",
     "lift",
+    "ln_tuning",
     "loha",
     "lokr",
     "lora",
@@ -69,17 +86,30 @@ __all__ = [
     "prune",
     "quantize",
     "shira",
+    "slerp",
+    "svd_lora",
+    "task_arithmetic",
+    "ties",
+    "trainable_tokens",
     "usage",
     "vera",
 ]
 
 if TYPE_CHECKING:
     from jaxbig.calibrate import calibrate as calibrate
-    from jaxbig.compress.merge import average as average
+    from jaxbig.combine.adapters import add_lora as add_lora
+    from jaxbig.combine.adapters import cat_lora as cat_lora
+    from jaxbig.combine.adapters import svd_lora as svd_lora
+    from jaxbig.combine.arithmetic import task_arithmetic as task_arithmetic
+    from jaxbig.combine.average import average as average
+    from jaxbig.combine.dare import dare as dare
+    from jaxbig.combine.slerp import slerp as slerp
+    from jaxbig.combine.ties import ties as ties
     from jaxbig.compress.merge import merge as merge
     from jaxbig.compress.prune import prune as prune
     from jaxbig.compress.quantize import quantize as quantize
     from jaxbig.describe import describe as describe
+    from jaxbig.fidelity import fidelity as fidelity
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
     from jaxbig.transform import Split as Split
@@ -87,6 +117,7 @@ if TYPE_CHECKING:
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
     from jaxbig.tune.bitfit import bitfit as bitfit
+    from jaxbig.tune.boft import boft as boft
     from jaxbig.tune.bottleneck import bottleneck as bottleneck
     from jaxbig.tune.dora import dora as dora
     from jaxbig.tune.fourierft import fourierft as fourierft
@@ -94,6 +125,7 @@ if TYPE_CHECKING:
     from jaxbig.tune.full import full as full
     from jaxbig.tune.hra import hra as hra
     from jaxbig.tune.ia3 import ia3 as ia3
+    from jaxbig.tune.ln_tuning import ln_tuning as ln_tuning
     from jaxbig.tune.loha import loha as loha
     from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
@@ -101,6 +133,7 @@ if TYPE_CHECKING:
     from jaxbig.tune.prefix import prefix as prefix
     from jaxbig.tune.prompt import prompt as prompt
     from jaxbig.tune.shira import shira as shira
+    from jaxbig.tune.trainable_tokens import trainable_tokens as trainable_tokens
     from jaxbig.tune.vera import vera as vera
     from jaxbig.usage import usage as usage
     from jaxbig.weight import Weight as Weight

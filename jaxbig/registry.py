@@ -13,12 +13,14 @@ from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
 from jaxbig.tune.bitfit import bitfit
+from jaxbig.tune.boft import boft
 from jaxbig.tune.bottleneck import bottleneck
 from jaxbig.tune.dora import dora
 from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.hra import hra
 from jaxbig.tune.ia3 import ia3
+from jaxbig.tune.ln_tuning import ln_tuning
 from jaxbig.tune.loha import loha
 from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
@@ -26,6 +28,7 @@ from jaxbig.tune.oft import oft
 from jaxbig.tune.prefix import prefix
 from jaxbig.tune.prompt import prompt
 from jaxbig.tune.shira import shira
+from jaxbig.tune.trainable_tokens import trainable_tokens
 from jaxbig.tune.vera import vera
 
 
@@ -56,6 +59,8 @@ REGISTRY: dict[str, Entry] = {
     "full": Entry(full),
     "freeze": Entry(freeze, trains=False),
     "bitfit": Entry(bitfit),
+    "ln_tuning": Entry(ln_tuning),
+    "trainable_tokens": Entry(trainable_tokens, ({"tokens": [5, 0]},)),
     "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
     "dora": Entry(dora, ({"rank": 2, "alpha": 4.0},)),
     "vera": Entry(vera, ({"rank": 3},)),
@@ -65,6 +70,7 @@ REGISTRY: dict[str, Entry] = {
     "shira": Entry(shira, ({"rank": 1},)),
     "ia3": Entry(ia3, ({}, {"side": "in"})),
     "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
+    "boft": Entry(boft, ({"block": 4}, {"block": 4, "factors": 3})),
     "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
     "bottleneck": Entry(
         bottleneck, ({"size": 2}, {"size": 3, "placement": "parallel", "activation": "gelu", "scale": 4.0})

@@ -25,8 +25,8 @@ ALONE = [
     (name, i) for name, entry in REGISTRY.items() for i in range(len(entry.arguments))
 ]  # fmt: skip
 # Techniques that find nothing to do in the CNN: no last input axis but the head's is divided by 4, nothing is added to
-# a residual stream, no tokens are read.
-NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix")
+# a residual stream, no tokens are read, and it has neither a norm nor a table.
+NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix", "ln_tuning", "trainable_tokens")
 # One technique of each way to change a tree: the fast tier puts these through every law. The others, which are built of
 # the same parts, it puts through the laws that one compiled program shows; `make slow` through all.
 BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")

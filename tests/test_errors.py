@@ -11,7 +11,8 @@ import pytest
 
 import jaxbig
 from jaxbig.calibrate import calibrate
-from jaxbig.compress.merge import average, merge
+from jaxbig.combine.average import average
+from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxbig"
 
 # Each part (a module, or a package of modules) and the parts it may import: only ones that stand above it here.
 CORE = "errors contraction weight tree lift usage dataflow transform"
-ADAPT = " site adapter lowrank matrix virtual"  # what techniques share that no other part needs
+ADAPT = " site adapter lowrank orthogonal matrix virtual"  # what techniques share that no other part needs
 MAY_IMPORT = {
     "errors": "",
     "atomic": "errors",
@@ -26,14 +26,17 @@ MAY_IMPORT = {
     "inject": "errors transform",
     "calibrate": CORE,
     "describe": CORE,
+    "fidelity": CORE,
     "site": CORE,
     "adapter": CORE + " site",
     "lowrank": CORE + " site",
+    "orthogonal": "",
     "matrix": CORE,
     "virtual": CORE,
     "bank": CORE + " site lowrank",
     "tune": CORE + ADAPT,
     "compress": CORE,
+    "combine": CORE + " compress",
     "registry": CORE + " inject tune compress",
     "data": "errors tree",
     "models": "errors",

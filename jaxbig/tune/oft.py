@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxbig.adapter import adapter
 from jaxbig.errors import UsageError
 from jaxbig.matrix import Turned
+from jaxbig.orthogonal import rotations
 from jaxbig.transform import Transform, technique
 from jaxbig.weight import static
 
@@ -25,38 +26,11 @@ class BlockOrthogonal(Turned):
     terms: int = static(default=0)
     PRIVATE: ClassVar[dict[str, int]] = {"skew": 2}
 
-    def rotations(self):
-        """R's blocks [blocks, k, k] of one layer."""
-        rows, columns = jnp.triu_indices(self.size, 1)
-        dtype = jnp.promote_types(self.skew.dtype, jnp.float32)
-        upper = (
-            jnp.zeros((len(self.skew), self.size, self.size), dtype).at[:, rows, columns].set(self.skew.astype(dtype))
-        )
-        return cayley(upper - upper.mT, self.terms)
-
     def turn(self, x, transposed):
-        r = self.rotations()
+        r = rotations(self.skew, self.size, self.terms)
         parts = x.reshape(*x.shape[:-1], len(r), self.size)
         turned = jnp.einsum("...bk,bjk->...bj" if transposed else "...bk,bkj->...bj", parts, r.astype(x.dtype))
         return turned.reshape(x.shape)
-
-
-def cayley(skew, terms: int):
-    """(I + Q) (I - Q)^-1 of skew-symmetric matrices Q [..., k, k], or with the first terms of the inverse's series.
-
-    Example:
-        >>> r = cayley(jnp.array([[0.0, 1.0], [-1.0, 0.0]]), 0)
-        >>> jnp.round(r, 6).tolist()
-        [[0.0, 1.0], [-1.0, 0.0]]
-    """
-    identity = jnp.eye(skew.shape[-1], dtype=skew.dtype)
-    if not terms:
-        return jnp.linalg.solve(identity - skew, identity + skew)  # the two factors commute
-    total, power = identity + 2 * skew, skew
-    for term in range(2, terms):
-        power = power @ skew
-        total = total + (2 * power if term < terms - 1 else power)
-    return total
 
 
 @technique
@@ -108,6 +82,3 @@ def oft(block: int = 32, where: Any = None, terms: int = 5) -> Transform:
         return {"skew": skew}, BlockOrthogonal(None, site.in_axes, site.out_axes, "in", None, size, terms)
 
     return adapter("oft", where, start)
-
-
-__all__ = ["BlockOrthogonal", "cayley", "oft"]

@@ -1,0 +1,1 @@
+"""From several models, or several adapters, to one: functions of parameter trees."""
