@@ -50,7 +50,7 @@ REGISTRY: dict[str, Entry] = {
     "full": Entry(full),
     "freeze": Entry(freeze, trains=False),
     "bitfit": Entry(bitfit),
-    "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
+    "lora": Entry(lora, ({"rank": 2}, {"rank": {".*": 2}, "alpha": 4.0, "dropout": 0.1, "stabilised": True})),
     "dora": Entry(dora, ({"rank": 2, "alpha": 4.0},)),
     "vera": Entry(vera, ({"rank": 3},)),
     "loha": Entry(loha, ({"rank": 2},)),
