@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "as_lora": "plain",
     "average": "compress.merge",
     "bitfit": "tune.bitfit",
     "calibrate": "calibrate",
@@ -21,12 +22,15 @@ _HOME = {
     "ia3": "tune.ia3",
     "inject_hyperparams": "inject",
     "lift": "lift",
+    "loftq": "tune.loftq",
     "loha": "tune.loha",
     "lokr": "tune.lokr",
     "lora": "tune.lora",
     "merge": "compress.merge",
     "oft": "tune.oft",
+    "olora": "tune.olora",
     "partition": "transform",
+    "pissa": "tune.pissa",
     "prune": "compress.prune",
     "quantize": "compress.quantize",
     "shira": "tune.shira",
@@ -41,6 +45,7 @@ __all__ = [
     "Split",
     "Transform",
     "Weight",
+    "as_lora",
     "average",
     "bitfit",
     "calibrate",
@@ -54,12 +59,15 @@ __all__ = [
     "ia3",
     "inject_hyperparams",
     "lift",
+    "loftq",
     "loha",
     "lokr",
     "lora",
     "merge",
     "oft",
+    "olora",
     "partition",
+    "pissa",
     "prune",
     "quantize",
     "shira",
@@ -76,6 +84,7 @@ if TYPE_CHECKING:
     from jaxbig.describe import describe as describe
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
+    from jaxbig.plain import as_lora as as_lora
     from jaxbig.transform import Split as Split
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain
@@ -87,10 +96,13 @@ if TYPE_CHECKING:
     from jaxbig.tune.full import full as full
     from jaxbig.tune.hra import hra as hra
     from jaxbig.tune.ia3 import ia3 as ia3
+    from jaxbig.tune.loftq import loftq as loftq
     from jaxbig.tune.loha import loha as loha
     from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
     from jaxbig.tune.oft import oft as oft
+    from jaxbig.tune.olora import olora as olora
+    from jaxbig.tune.pissa import pissa as pissa
     from jaxbig.tune.shira import shira as shira
     from jaxbig.tune.vera import vera as vera
     from jaxbig.usage import usage as usage

@@ -18,10 +18,13 @@ from jaxbig.tune.fourierft import fourierft
 from jaxbig.tune.full import freeze, full
 from jaxbig.tune.hra import hra
 from jaxbig.tune.ia3 import ia3
+from jaxbig.tune.loftq import loftq
 from jaxbig.tune.loha import loha
 from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
 from jaxbig.tune.oft import oft
+from jaxbig.tune.olora import olora
+from jaxbig.tune.pissa import pissa
 from jaxbig.tune.shira import shira
 from jaxbig.tune.vera import vera
 
@@ -60,6 +63,11 @@ REGISTRY: dict[str, Entry] = {
     "ia3": Entry(ia3, ({}, {"side": "in"})),
     "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
     "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
+    "pissa": Entry(pissa, ({"rank": 2, "alpha": 4.0}, {"rank": 2, "niter": 2}), False, 5e-7),
+    "olora": Entry(olora, ({"rank": 2, "alpha": 4.0},), False, 5e-7),
+    "loftq": Entry(
+        loftq, ({"rank": 2, "group": 4}, {"rank": 2, "alpha": 4.0, "format": "int8", "iterations": 3}), False, 0.1
+    ),
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),
