@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "adalora": "tune.adalora",
     "as_lora": "plain",
     "average": "compress.merge",
     "bitfit": "tune.bitfit",
@@ -45,6 +46,7 @@ __all__ = [
     "Split",
     "Transform",
     "Weight",
+    "adalora",
     "as_lora",
     "average",
     "bitfit",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
+    from jaxbig.tune.adalora import adalora as adalora
     from jaxbig.tune.bitfit import bitfit as bitfit
     from jaxbig.tune.dora import dora as dora
     from jaxbig.tune.fourierft import fourierft as fourierft

@@ -12,6 +12,7 @@ from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
+from jaxbig.tune.adalora import adalora
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.dora import dora
 from jaxbig.tune.fourierft import fourierft
@@ -63,6 +64,7 @@ REGISTRY: dict[str, Entry] = {
     "ia3": Entry(ia3, ({}, {"side": "in"})),
     "oft": Entry(oft, ({"block": 4}, {"block": 4, "terms": 0})),
     "hra": Entry(hra, ({"rank": 2},), False, 1e-6),
+    "adalora": Entry(adalora, ({"steps": 20, "rank": 3, "target": 1, "alpha": 4.0},)),
     "pissa": Entry(pissa, ({"rank": 2, "alpha": 4.0}, {"rank": 2, "niter": 2}), False, 5e-7),
     "olora": Entry(olora, ({"rank": 2, "alpha": 4.0},), False, 5e-7),
     "loftq": Entry(

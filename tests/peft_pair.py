@@ -59,25 +59,28 @@ def tree_of(model) -> dict:
     return tree
 
 
+def parameters(model) -> dict:
+    """What PEFT trains. Of AdaLoRA's rank it is said that it is no parameter, but it lets itself be trained."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad and "ranknum" not in name}
+
+
 def trained(model, grads: bool = False) -> dict:
     """PEFT's trained tensors, or their gradients: path -> {"a": [in, r], "b": [r, out]} and for AdaLoRA "e": [r]."""
     found: dict = {}
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            layer = next(part for part in name.split(".") if part in LAYERS)
-            part = next(part for part in name.split(".") if part.startswith("lora_"))
-            array = (value.grad if grads else value).detach().numpy().copy()
-            array = array.ravel() if part == "lora_E" else array.T
-            found.setdefault(f"{layer}/kernel", {})[part.removeprefix("lora_").lower()] = array
+    for name, value in parameters(model).items():
+        layer = next(part for part in name.split(".") if part in LAYERS)
+        part = next(part for part in name.split(".") if part.startswith("lora_"))
+        array = (value.grad if grads else value).detach().numpy().copy()
+        array = array.ravel() if part == "lora_E" else array.T
+        found.setdefault(f"{layer}/kernel", {})[part.removeprefix("lora_").lower()] = array
     return found
 
 
 def stir(the: SimpleNamespace) -> None:
     """Moves what PEFT trains off its initial values, of which many are zero."""
     with the.torch.no_grad():
-        for parameter in the.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * the.torch.randn(parameter.shape, dtype=parameter.dtype))
+        for parameter in parameters(the.model).values():
+            parameter.add_(0.3 * the.torch.randn(parameter.shape, dtype=parameter.dtype))
 
 
 def theirs(the: SimpleNamespace) -> np.ndarray:
