@@ -16,6 +16,7 @@ _HOME = {
     "chain": "transform",
     "describe": "describe",
     "dora": "tune.dora",
+    "eva": "eva",
     "fourierft": "tune.fourierft",
     "freeze": "tune.full",
     "full": "tune.full",
@@ -27,6 +28,7 @@ _HOME = {
     "loha": "tune.loha",
     "lokr": "tune.lokr",
     "lora": "tune.lora",
+    "lora_plus": "plus",
     "merge": "compress.merge",
     "oft": "tune.oft",
     "olora": "tune.olora",
@@ -54,6 +56,7 @@ __all__ = [
     "chain",
     "describe",
     "dora",
+    "eva",
     "fourierft",
     "freeze",
     "full",
@@ -65,6 +68,7 @@ __all__ = [
     "loha",
     "lokr",
     "lora",
+    "lora_plus",
     "merge",
     "oft",
     "olora",
@@ -84,9 +88,11 @@ if TYPE_CHECKING:
     from jaxbig.compress.prune import prune as prune
     from jaxbig.compress.quantize import quantize as quantize
     from jaxbig.describe import describe as describe
+    from jaxbig.eva import eva as eva
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
     from jaxbig.plain import as_lora as as_lora
+    from jaxbig.plus import lora_plus as lora_plus
     from jaxbig.transform import Split as Split
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "tune": CORE + CODES + ADAPT,
     "compress": CORE + CODES,
     "plain": CORE + " lowrank tune",
-    "eva": CORE + " calibrate site tune",
+    "eva": CORE + " calibrate site lowrank tune",
     "plus": CORE,
     "registry": CORE + " inject tune compress",
     "data": "errors tree",
