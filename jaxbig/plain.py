@@ -40,6 +40,7 @@ def as_lora(transform: Transform, base: PyTree, start: Split, split: Split) -> t
     Cost: twice the adapter's parameters, and its FLOPs.
 
     Example:
+        >>> import jax
         >>> from jaxbig.compress.merge import merge
         >>> from jaxbig.tune.pissa import pissa
         >>> from jaxbig.usage import usage
@@ -53,7 +54,7 @@ def as_lora(transform: Transform, base: PyTree, start: Split, split: Split) -> t
         >>> bool(jnp.allclose(merge(plain.apply(split))["w"], merge(method.apply(trained))["w"], atol=1e-5))
         True
 
-    Reference: PEFT's conversion of such adapters; Meng et al. 2024, arXiv:2404.02948, appendix C.
+    Reference: PEFT's conversion of such adapters; Meng et al. 2024, arXiv:2404.02948.
     """
     name = transform.config.get("technique")
     if name not in REWRITING:

@@ -32,8 +32,8 @@ def lora(
         dropout: probability of dropping an input of A in training (only when `apply` is given a key).
         uses: "all": a tied table is adapted in its look-up and in its product; "lookup": in its look-up alone, which
             is what PEFT does; `where` None then means every table that is looked up.
-        stabilised: the scale is ``alpha / sqrt(rank)`` (rsLoRA), which keeps the size of the update the same whatever
-            the rank.
+        stabilised: the scale is ``alpha / sqrt(rank)`` (rsLoRA; without alpha ``sqrt(rank)``), which keeps the update's
+            size the same whatever the rank.
 
     Returns:
         a Transform. ``train[path] = {"a": [*stack, *in, r], "b": [*stack, r, *out]}``, float32 (float64 over a float64
