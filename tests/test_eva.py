@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import peft_pair
 import pytest
+from law_models import case
 
-from jaxbig.calibrate import calibrate
+from jaxbig.calibrate import NotMeasured, calibrate
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
 from jaxbig.eva import eva
 from jaxbig.lift import lift
 from jaxbig.registry import build
 from jaxbig.transform import chain
+from jaxbig.tune.lora import lora
 from jaxbig.usage import usage
 
 KEY = jax.random.key(0)
@@ -126,6 +128,26 @@ def test_a_stack_has_one_rank_which_counts_once_a_layer():
         a = np.asarray(split.train["stack"]["a"][i], np.float64)
         values = np.linalg.eigvalsh(gram)[::-1][: a.shape[1]]
         np.testing.assert_allclose(a.T @ gram @ a, np.diag(values), rtol=1e-4, atol=1e-3 * values[0])
+
+
+@pytest.mark.parametrize("name", ["unrolled", "scanned", "cnn"])
+def test_every_kind_of_layer_has_orthonormal_components_and_the_model_is_unchanged(name):
+    model = case(name)
+    uses = usage(model.apply, model.params, model.inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotMeasured)  # of the norms' scales, which eva has no use for
+        stats = calibrate(model.apply, model.params, [(model.inputs,)], gram=True)
+    method = eva(stats, model.params, uses, rank=2)
+    split = method.init(None, model.params, uses)
+    assert split.train.keys() <= lora(2).init(KEY, model.params, uses).train.keys()
+    for path, parts in split.train.items():
+        low = split.state[path]
+        a = np.asarray(parts["a"], np.float64)
+        a = a.reshape(*a.shape[: a.ndim - len(low.in_axes) - 1], -1, a.shape[-1])
+        gram = np.swapaxes(a, -1, -2) @ a
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(a.shape[-1]), gram.shape), atol=1e-6, err_msg=path)
+    logits = jax.jit(lift(model.apply, strict=True))(method.apply(split), model.inputs)
+    np.testing.assert_array_equal(logits, jax.jit(model.apply)(model.params, model.inputs))
 
 
 def test_what_was_not_measured_is_named():
