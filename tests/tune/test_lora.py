@@ -1,18 +1,15 @@
 """LoRA against PEFT in float64, its dropout, its choices, its errors."""
 
-import json
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft_pair
 import pytest
 
 from jaxbig.compress.merge import merge
 from jaxbig.errors import UsageError
 from jaxbig.lift import MaterialiseWarning, lift
-from jaxbig.registry import build
 from jaxbig.transform import chain
 from jaxbig.tree import paths
 from jaxbig.tune.bitfit import bitfit
@@ -139,41 +136,7 @@ def close(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), one, other)
 
 
-@pytest.mark.parametrize("stabilised", [False, True])
-def test_ranks_and_scales_by_path_are_peft_s(stabilised):
-    patterns = {"rank_pattern": {"lin1": 3}, "alpha_pattern": {"lin2": 5.0}}
-    the = peft_pair.pair("LoraConfig", r=2, lora_alpha=ALPHA, use_rslora=stabilised, **patterns)
-    peft_pair.stir(the)
-    expected, train, grads = peft_pair.theirs(the), peft_pair.trained(the.model), peft_pair.trained(the.model, True)
-    with jax.enable_x64(True):
-        params, x = jax.tree.map(jnp.asarray, (the.tree, the.x))
-        method = lora({"lin1/.*": 3, ".*": 2}, {"lin2/.*": 5.0, ".*": ALPHA}, stabilised=stabilised)
-        method = build(json.loads(json.dumps(method.config)))  # as a manifest keeps it
-        split = method.init(KEY, params, usage(peft_pair.ours, params, x))
-        assert jax.tree.map(jnp.shape, split.train) == jax.tree.map(np.shape, train)
-
-        def loss(train):
-            y = lift(peft_pair.ours, strict=True)(method.apply(split._replace(train=train)), x)
-            return (y**2).mean(), y
-
-        found, y = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, train))
-        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
-        close(found, grads)
-
-
 # -- without a reference
-
-
-def test_ranks_by_path_have_to_name_every_weight_and_no_other():
-    init = lambda **options: lora(where=["w", "head"], **options).init(KEY, PARAMS, USES)  # noqa: E731
-    with pytest.raises(UsageError, match=r"no pattern of rank=.*matches head; let the last be '\.\*'"):
-        init(rank={"w": 2})
-    with pytest.raises(UsageError, match=r"'table' matches no parameter; nearest paths: "):
-        init(rank={".*": 2, "table": 3})
-    with pytest.raises(UsageError, match=r"no pattern of alpha=.*matches w"):
-        init(alpha={"head": 2.0})
-    with pytest.raises(UsageError, match="rank=0; it is a whole number"):
-        lora(rank={".*": 0})
 
 
 X = jnp.linspace(-1, 1, 12).reshape(3, 4)
