@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxbig.compress.quantize import NF4
+from jaxbig.codes import NF4
 
 B, T, D, H, F, L, V, R, ALPHA = 8, 32, 64, 4, 256, 4, 96, 8, 16.0
 K = D // H

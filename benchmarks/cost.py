@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.by_hand import ALPHA, R, example, Linen, linen_loss, loss_by_hand, nest, parameters  # noqa: E402, I001
 from jaxbig import chain, lift, lora, quantize, usage  # noqa: E402
-from jaxbig.compress.quantize import Quantized  # noqa: E402
+from jaxbig.codes import Quantized  # noqa: E402
 from jaxbig.weight import is_weight  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "cost.jsonl"

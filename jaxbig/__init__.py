@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "adalora": "tune.adalora",
     "add_lora": "combine.adapters",
+    "as_lora": "plain",
     "average": "combine.average",
     "bitfit": "tune.bitfit",
     "boft": "tune.boft",
@@ -19,6 +21,7 @@ _HOME = {
     "dare": "combine.dare",
     "describe": "describe",
     "dora": "tune.dora",
+    "eva": "eva",
     "fidelity": "fidelity",
     "fourierft": "tune.fourierft",
     "freeze": "tune.full",
@@ -28,12 +31,16 @@ _HOME = {
     "inject_hyperparams": "inject",
     "lift": "lift",
     "ln_tuning": "tune.ln_tuning",
+    "loftq": "tune.loftq",
     "loha": "tune.loha",
     "lokr": "tune.lokr",
     "lora": "tune.lora",
+    "lora_plus": "plus",
     "merge": "compress.merge",
     "oft": "tune.oft",
+    "olora": "tune.olora",
     "partition": "transform",
+    "pissa": "tune.pissa",
     "prefix": "tune.prefix",
     "prompt": "tune.prompt",
     "prune": "compress.prune",
@@ -55,7 +62,9 @@ __all__ = [
     "Split",
     "Transform",
     "Weight",
+    "adalora",
     "add_lora",
+    "as_lora",
     "average",
     "bitfit",
     "boft",
@@ -66,6 +75,7 @@ __all__ = [
     "dare",
     "describe",
     "dora",
+    "eva",
     "fidelity",
     "fourierft",
     "freeze",
@@ -75,12 +85,16 @@ __all__ = [
     "inject_hyperparams",
     "lift",
     "ln_tuning",
+    "loftq",
     "loha",
     "lokr",
     "lora",
+    "lora_plus",
     "merge",
     "oft",
+    "olora",
     "partition",
+    "pissa",
     "prefix",
     "prompt",
     "prune",
@@ -109,13 +123,17 @@ if TYPE_CHECKING:
     from jaxbig.compress.prune import prune as prune
     from jaxbig.compress.quantize import quantize as quantize
     from jaxbig.describe import describe as describe
+    from jaxbig.eva import eva as eva
     from jaxbig.fidelity import fidelity as fidelity
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
+    from jaxbig.plain import as_lora as as_lora
+    from jaxbig.plus import lora_plus as lora_plus
     from jaxbig.transform import Split as Split
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain
     from jaxbig.transform import partition as partition
+    from jaxbig.tune.adalora import adalora as adalora
     from jaxbig.tune.bitfit import bitfit as bitfit
     from jaxbig.tune.boft import boft as boft
     from jaxbig.tune.bottleneck import bottleneck as bottleneck
@@ -126,10 +144,13 @@ if TYPE_CHECKING:
     from jaxbig.tune.hra import hra as hra
     from jaxbig.tune.ia3 import ia3 as ia3
     from jaxbig.tune.ln_tuning import ln_tuning as ln_tuning
+    from jaxbig.tune.loftq import loftq as loftq
     from jaxbig.tune.loha import loha as loha
     from jaxbig.tune.lokr import lokr as lokr
     from jaxbig.tune.lora import lora as lora
     from jaxbig.tune.oft import oft as oft
+    from jaxbig.tune.olora import olora as olora
+    from jaxbig.tune.pissa import pissa as pissa
     from jaxbig.tune.prefix import prefix as prefix
     from jaxbig.tune.prompt import prompt as prompt
     from jaxbig.tune.shira import shira as shira

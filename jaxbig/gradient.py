@@ -1,4 +1,5 @@
-"""The gradient of an objective through a technique, and ways to get it: from chunks of a batch, or sharpness-aware.
+"""The gradient of an objective through a technique, and ways to get it: from chunks of a batch, sharpness-aware, with a
+penalty on what is trained.
 
 A way is a function from gradient to gradient, so ways compose as optax's transformations do; `jaxbig.step` applies them
 in order, the first one innermost.
@@ -167,3 +168,38 @@ class SAM:
             return gradient(split._replace(train=uphill), variables, batch, key)[0], metrics, after
 
         return aware
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """A term of the loss that depends on what is trained alone: g + weight * ∇_train function(train).
+
+    Metrics are those of the objective, without it.
+
+    Args:
+        function: ``train -> scalar``, such as `jaxbig.tune.adalora.orthogonality`; a chain's train has an entry for
+            each of its links.
+        weight: of the term.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from jaxbig.objective import classify
+        >>> from jaxbig.tune.full import full
+        >>> split = full().init(jax.random.key(0), {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(3)}, {})
+        >>> batch = {"image": jnp.ones((4, 2)), "label": jnp.zeros(4, jnp.int32)}
+        >>> short = Penalty(lambda train: (train["bias"] ** 2).sum(), 0.5)
+        >>> grads, _, _ = short(gradient_fn(classify(nn.Dense(3)), full()))(split, {}, batch, jax.random.key(0))
+        >>> [round(float(g), 3) for g in grads["bias"]]
+        [0.333, 1.333, 1.333]
+    """
+
+    function: Callable[[PyTree], jax.Array]
+    weight: float = 1.0
+
+    def __call__(self, gradient: Gradient) -> Gradient:
+        def penalised(split: Split, variables: PyTree, batch: Any, key: jax.Array):
+            grads, metrics, after = gradient(split, variables, batch, key)
+            more = jax.grad(lambda train: self.weight * self.function(train))(split.train)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, more), metrics, after
+
+        return penalised

@@ -1,14 +1,17 @@
-"""A weight plus the product of two thin matrices, which is never formed."""
+"""A weight plus the product of two thin matrices, which is never formed; and what its techniques share."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.contraction import contract
 from jaxbig.errors import UsageError
 from jaxbig.site import Site
+from jaxbig.tree import first_match
 from jaxbig.weight import Weight, aligned, conv, materialise, product, static
 
 
@@ -104,3 +107,48 @@ def factors(key, site: Site, rank: int) -> dict[str, jax.Array]:
         return {"a": jnp.zeros(down, site.dtype), "b": jax.random.normal(key, up, site.dtype)}
     bound = 1 / math.sqrt(site.matrix[0])
     return {"a": jax.random.uniform(key, down, site.dtype, -bound, bound), "b": jnp.zeros(up, site.dtype)}
+
+
+def by_path(name: str, what: str, value: Any, found: Iterable[str]) -> dict[str, Any]:
+    """A number for each path: the same for all, or that of the first pattern which matches.
+
+    Args:
+        name: of the technique; what: of the number. Both are for errors.
+        value: a number (or None), or a mapping where -> number.
+        found: the paths that the technique adapts.
+
+    Returns:
+        path -> number.
+
+    Raises:
+        UsageError: a pattern that matches nothing, or a path that no pattern matches.
+
+    Example:
+        >>> by_path("lora", "rank", {"head/.*": 2, ".*": 8}, ["body/kernel", "head/kernel"])
+        {'body/kernel': 8, 'head/kernel': 2}
+    """
+    found = list(found)
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(found, value)
+    numbers = first_match(list(value.items()), found)
+    rest = [path for path, number in numbers.items() if number is None]
+    if rest:
+        raise UsageError(f"{name}: no pattern of {what}={dict(value)} matches {rest[0]}; let the last be '.*'")
+    return numbers
+
+
+def check_rank(name: str, rank: Any) -> None:
+    """Raises a UsageError if a rank, or one of a mapping's, is no whole number of at least 1."""
+    for one in rank.values() if isinstance(rank, Mapping) else [rank]:
+        if not isinstance(one, int | np.integer) or one < 1:
+            raise UsageError(f"{name}: rank={one!r}; it is a whole number of at least 1")
+
+
+def scale_of(rank: int, alpha: Any, stabilised: bool = False) -> Any:
+    """``alpha / rank``, or ``alpha / sqrt(rank)`` where it is to be rank-stabilised; alpha None: alpha = rank.
+
+    Example:
+        >>> scale_of(4, None), scale_of(4, 2.0), scale_of(4, 2.0, stabilised=True)
+        (1.0, 0.5, 1.0)
+    """
+    return (rank if alpha is None else alpha) / (math.sqrt(rank) if stabilised else rank)

@@ -12,6 +12,7 @@ from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
 from jaxbig.transform import FACTORIES, Transform, chain, partition
+from jaxbig.tune.adalora import adalora
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.boft import boft
 from jaxbig.tune.bottleneck import bottleneck
@@ -21,10 +22,13 @@ from jaxbig.tune.full import freeze, full
 from jaxbig.tune.hra import hra
 from jaxbig.tune.ia3 import ia3
 from jaxbig.tune.ln_tuning import ln_tuning
+from jaxbig.tune.loftq import loftq
 from jaxbig.tune.loha import loha
 from jaxbig.tune.lokr import lokr
 from jaxbig.tune.lora import lora
 from jaxbig.tune.oft import oft
+from jaxbig.tune.olora import olora
+from jaxbig.tune.pissa import pissa
 from jaxbig.tune.prefix import prefix
 from jaxbig.tune.prompt import prompt
 from jaxbig.tune.shira import shira
@@ -61,7 +65,7 @@ REGISTRY: dict[str, Entry] = {
     "bitfit": Entry(bitfit),
     "ln_tuning": Entry(ln_tuning),
     "trainable_tokens": Entry(trainable_tokens, ({"tokens": [5, 0]},)),
-    "lora": Entry(lora, ({"rank": 2}, {"rank": 2, "alpha": 4.0, "dropout": 0.1})),
+    "lora": Entry(lora, ({"rank": 2}, {"rank": {".*": 2}, "alpha": 4.0, "dropout": 0.1, "stabilised": True})),
     "dora": Entry(dora, ({"rank": 2, "alpha": 4.0},)),
     "vera": Entry(vera, ({"rank": 3},)),
     "loha": Entry(loha, ({"rank": 2},)),
@@ -77,6 +81,12 @@ REGISTRY: dict[str, Entry] = {
     ),
     "prompt": Entry(prompt, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
     "prefix": Entry(prefix, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
+    "adalora": Entry(adalora, ({"steps": 20, "rank": 3, "target": 1, "alpha": 4.0},)),
+    "pissa": Entry(pissa, ({"rank": 2, "alpha": 4.0}, {"rank": 2, "niter": 2}), False, 5e-7),
+    "olora": Entry(olora, ({"rank": 2, "alpha": 4.0},), False, 5e-7),
+    "loftq": Entry(
+        loftq, ({"rank": 2, "group": 4}, {"rank": 2, "alpha": 4.0, "format": "int8", "iterations": 3}), False, 0.1
+    ),
     "int8": Entry(quantize, ({"format": "int8"}, {"format": "int8", "symmetric": False}), False, 1 / 127, False),
     "int4": Entry(quantize, ({"format": "int4", "group": 4},), False, 1 / 7, False),
     "nf4": Entry(quantize, ({"format": "nf4", "group": 4},), False, 0.153, False),

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxbig.errors import UserError
-from jaxbig.gradient import SAM, Accumulate, gradient_fn
+from jaxbig.gradient import SAM, Accumulate, Penalty, gradient_fn
 from jaxbig.models import MLP
 from jaxbig.objective import classify
 from jaxbig.step import init_state, make_step
@@ -133,3 +133,14 @@ def test_ways_compose_in_the_step():
     plain, _ = make_step(classify(MODEL), full(), optimizer)(*plain, BATCH)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), trained[0], plain.split.train)
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_a_penalty_adds_its_gradient_once_whatever_the_chunks_and_leaves_metrics_alone():
+    split = split_of(full())
+    whole = gradient_fn(classify(MODEL), full())
+    cubes = Penalty(lambda train: sum((leaf**3).sum() for leaf in jax.tree.leaves(train)), 0.5)
+    grads, metrics, _ = whole(split, {}, BATCH, KEY)
+    more, same, _ = jax.jit(cubes(Accumulate(3)(whole)))(split, {}, BATCH, KEY)
+    expected = jax.tree.map(lambda grad, leaf: grad + 1.5 * leaf**2, grads, split.train)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), more, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), same, metrics)

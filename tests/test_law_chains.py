@@ -27,8 +27,10 @@ from jaxbig.registry import REGISTRY
 from jaxbig.transform import chain
 from jaxbig.usage import usage
 
-QUANTISERS = ("int8", "int4", "nf4")
+QUANTISERS = ("int8", "int4", "nf4", "loftq")
 TAKEN = ("bitfit", "ln_tuning")  # whose second of a chain finds nothing left
+REWRITING = ("pissa", "olora", "loftq")  # which take their start out of a plain array
+WEIGHTS = (*QUANTISERS, "prune", "2:4")  # after which a leaf is none
 
 
 def apply(params, ids, key=None):
@@ -59,10 +61,17 @@ def why_not(names) -> str | None:
     """What the error of a chain has to say, or None for a chain that makes sense.
 
     `full` takes every leaf that has no codes, so that only codes are left to those that follow; BitFit takes every
-    bias, LN-tuning every scale; tables are not coded; codes cannot be quantised again.
+    bias, LN-tuning every scale; tables are not coded; codes cannot be quantised again; what takes its start from a
+    weight takes it from an array.
     """
     seen = set()
     for name in names:
+        if (
+            name in REWRITING
+            and seen & set(WEIGHTS)
+            and ("full" not in seen or seen_before_full(names) & set(QUANTISERS))
+        ):
+            return "starts from a plain array"
         if name in QUANTISERS and seen & set(QUANTISERS) and "full" not in seen:
             return "quantised already"
         if "full" in seen and name != "freeze":
@@ -120,10 +129,15 @@ def test_pairs(names):
 
 
 def among_the_others():
-    """Each other technique over codes or a mask and under the next one and BitFit, and under `full` or codes."""
+    """Each other technique over codes or a mask and under the next one and BitFit, and under `full` or codes; what
+    rewrites its base over an adapter instead."""
     below, above = itertools.cycle(["nf4", "prune", "int8", "2:4", "int4"]), itertools.cycle(["full", "int4", "lora"])
-    for name, following in zip(OTHERS, OTHERS[1:] + OTHERS[:1], strict=True):
+    adapters = [name for name in OTHERS if name not in REWRITING]
+    for name, following in zip(adapters, adapters[1:] + adapters[:1], strict=True):
         yield (next(below), name, following, "bitfit")
+        yield (name, next(above))
+    for i, name in enumerate(REWRITING):
+        yield (adapters[i], name, adapters[i + 1], "bitfit")
         yield (name, next(above))
 
 

@@ -12,7 +12,22 @@ from jaxbig.lift import lift
 from jaxbig.registry import REGISTRY
 from jaxbig.usage import usage
 
-NAMES = ("dora", "vera", "loha", "lokr", "fourierft", "shira", "ia3", "oft", "boft", "hra")
+NAMES = (
+    "dora",
+    "vera",
+    "loha",
+    "lokr",
+    "fourierft",
+    "shira",
+    "ia3",
+    "oft",
+    "boft",
+    "hra",
+    "pissa",
+    "olora",
+    "loftq",
+    "adalora",
+)
 IDS = jnp.array([[0, 3, 6], [5, 5, 1]])
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from user_models import MODELS
 
+from jaxbig.codes import Quantized
 from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import Sparse, prune
-from jaxbig.compress.quantize import Quantized, quantize
+from jaxbig.compress.quantize import quantize
 from jaxbig.lift import MaterialiseWarning, lift
 from jaxbig.transform import chain
 from jaxbig.tree import paths

@@ -1,14 +1,25 @@
 """A GRU over words tells good film reviews from bad ones, from scratch: SST-2 with lengths in buckets.
 
-Claim: a bidirectional GRU with word vectors of its own, over a vocabulary of the training set, beats a logistic
-regression over TF-IDF of words and pairs of words on the official development set.
+Question: does a bidirectional GRU with word vectors of its own, over a vocabulary of the training set, beat a logistic
+regression over TF-IDF of words and pairs of words on the official development set? No: see the result.
 
 Data: SST-2 in GLUE's form, tsv files with the header ``sentence<TAB>label``: train (phrases), a held-out part of it,
 and the official development set, whose sentences are new. Give their folder as --data.dir and, if they are called
 otherwise, their names. Held-out phrases are often parts of sentences that are trained on, so that number is the easier
 one. Neither set chooses anything: the last epoch counts.
 
-Command: jaxbig run experiments/sequence/sst2_gru.py --data.dir DIR
+Command: jaxbig run experiments/sequence/sst2_gru.py --data.dir DIR --record
+Time: 123 s, jax 0.12, on 2 cores that other programs kept busy (load 4.9).
+Result, seed 0 (of an accuracy 95% over examples):
+
+  set        model                           accuracy   95%                AUC
+  held-out   GRU                             0.921      0.914 to 0.927     0.972
+  held-out   TF-IDF, logistic regression     0.929      0.922 to 0.935     0.978
+  dev        GRU                             0.814      0.788 to 0.838     0.889
+  dev        TF-IDF, logistic regression     0.819      0.794 to 0.844     0.907
+
+On dev the GRU is 0.005 below (95%: 0.032 below to 0.022 above; McNemar p = 0.80): trained from scratch on 60,614
+phrases, order buys nothing that pairs of words do not.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
 """Fashion-MNIST with a small network: mirrored and shifted images, dropout, averaged weights; three seeds.
 
-Question: how many clothes does a network of two convolutions tell apart, in minutes on two cores? Not measured yet.
+Question: how many clothes does a network of two convolutions tell apart, in minutes on two cores?
 
 Data: apt install dataset-fashion-mnist (Debian, Ubuntu), or the four IDX files in any folder: --data.dir
-Command: jaxbig run experiments/vision/fashion.py
+Command: jaxbig run experiments/vision/fashion.py --record
+Time: 222 to 438 s a seed, jax 0.12, on 2 cores that other programs kept busy (1,093 s in all).
+Result: of the 10,000 test images, after 10 epochs, 91.5% (seeds 0 to 2: 91.4, 91.3, 91.8); the three together 91.9%.
 """
 
 import dataclasses

@@ -23,8 +23,10 @@ from flax import linen as nn
 from rich.console import Console
 
 from jaxbig import (
+    adalora,
     atomic,
     bitfit,
+    boft,
     bottleneck,
     chain,
     dora,
@@ -33,15 +35,20 @@ from jaxbig import (
     hra,
     ia3,
     lift,
+    ln_tuning,
+    loftq,
     loha,
     lokr,
     lora,
     oft,
+    olora,
+    pissa,
     plots,
     prefix,
     prompt,
     quantize,
     shira,
+    trainable_tokens,
     usage,
     vera,
 )
@@ -61,7 +68,7 @@ from jaxbig.tree import nbytes
 
 RECORDS = "benchmarks/results/peft_digits.jsonl"
 HEAD = "head/.*"
-TOKENS, PIXELS, MORE, CHANCE = 9, 16, 8, 0.2
+TOKENS, PIXELS, MORE, CHANCE, STEPS = 9, 16, 8, 0.2, 200
 
 
 class Net(nn.Module):
@@ -79,11 +86,18 @@ NET = Net()
 METHODS: dict[str, Transform | None] = {
     "head only": None,
     "bitfit": bitfit(),
+    "ln-tuning": ln_tuning(),
+    "trainable tokens": trainable_tokens(list(range(TOKENS))),
     "ia3": ia3(),
     "prompt, 8 tokens": prompt(MORE, ids="tokens"),
     "p-tuning, 8 tokens": prompt(MORE, hidden=48, ids="tokens"),
     "prefix, 8 tokens": prefix(MORE, ids="tokens"),
     "lora": lora(4),
+    "rslora, rank 8": lora(8, alpha=4.0, stabilised=True),
+    "pissa": pissa(4),
+    "olora": olora(4),
+    "loftq": loftq(4, group=16),
+    "adalora, 8 to 4": adalora(STEPS, rank=8, target=4),
     "qlora": chain(quantize("nf4", group=16), lora(4)),
     "dora": dora(4),
     "vera": vera(rank=32),
@@ -92,6 +106,7 @@ METHODS: dict[str, Transform | None] = {
     "fourierft": fourierft(frequencies=100, scale=30.0),
     "shira": shira(rank=2),
     "oft": oft(block=8),
+    "boft": boft(block=8),
     "hra": hra(4),
     "houlsby": bottleneck(8),
     "pfeiffer": bottleneck(8, "pfeiffer"),
@@ -109,7 +124,7 @@ class Config:
     """Only these; all, if none is named."""
     shots: int = 40
     """Labels a class."""
-    steps: int = 200
+    steps: int = STEPS
     """Of each run, 32 images each."""
     pretraining: int = 1500
     """Steps on digits 0-4, 64 images each."""
@@ -244,7 +259,7 @@ def costs(objective, transform, build, base, states, high) -> dict[str, Any]:
     optimizer = build({"rate": jnp.float32(1e-3)})[1]
     batch = {name: array[:32] for name, array in high.items()}
     step = step_fn(objective, transform, optimizer)
-    memory = jax.jit(step).lower(base, one, batch).compile().memory_analysis()
+    memory: Any = jax.jit(step).lower(base, one, batch).compile().memory_analysis()
     is_head = lambda path: "head" in jax.tree_util.keystr(path)  # noqa: E731
     kept = [
         leaf

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxbig.codes import BITS, NF4, encode
 from jaxbig.compress.merge import merge
 from jaxbig.compress.prune import Sparse
-from jaxbig.compress.quantize import BITS, NF4, encode, quantize
+from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
 from jaxbig.lift import MaterialiseWarning, lift
 from jaxbig.transform import chain

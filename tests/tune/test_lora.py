@@ -138,6 +138,7 @@ def close(one, other):
 
 # -- without a reference
 
+
 X = jnp.linspace(-1, 1, 12).reshape(3, 4)
 PARAMS = {"w": jnp.linspace(-1, 1, 24).reshape(4, 6), "head": jnp.linspace(-1, 1, 12).reshape(6, 2)}
 
