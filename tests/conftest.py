@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -13,6 +14,13 @@ def pytest_configure(config):
     the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do."""
     if config.getoption("markexpr") == "not slow and not parity":
         os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process that runs many files would keep every program that it has ever compiled: gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
