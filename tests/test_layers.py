@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "eva": CORE + " calibrate site lowrank tune",
     "plus": CORE,
     "registry": CORE + " inject tune compress",
+    "hub": CORE + " atomic site lowrank tune",
     "data": "errors tree",
     "models": "errors",
     "objective": "errors weight tree lift",

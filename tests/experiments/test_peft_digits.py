@@ -18,7 +18,9 @@ def names(config) -> set[str]:
 
 
 def test_every_technique_that_trains_is_compared():
-    compared = set().union(*[names(method.config) for method in load(EXPERIMENT).main.__globals__["METHODS"].values() if method])
+    compared = set().union(
+        *[names(method.config) for method in load(EXPERIMENT).main.__globals__["METHODS"].values() if method]
+    )
     assert {name for name, entry in REGISTRY.items() if entry.trains} <= compared
 
 

@@ -1,0 +1,1 @@
+"""Files of other projects: adapters and models, in and out."""
