@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/write-a-technique.md", "docs/train-a-model.md", "docs/tune-a-model.md")
+PAGES = (
+    "README.md",
+    "docs/write-a-technique.md",
+    "docs/load-data.md",
+    "docs/train-a-model.md",
+    "docs/evaluate-a-model.md",
+    "docs/tune-a-model.md",
+)
 
 
 def blocks(page: str) -> str:
