@@ -7,6 +7,10 @@ out training images, the accuracy is that on the test images.
 Data: scikit-learn's 1,797 digits of 8x8 pixels, as 16 tokens: each stands for the sum of 2x2 pixels, in 9 levels. For
 pretraining they are moved by up to a pixel.
 Command: jaxbig run experiments/vision/peft_digits.py --record
+Time: 1,110 s, jax 0.12, on 2 cores that other programs kept busy.
+Result: docs/tune-a-model.md has the table and the picture. With 39,845 parameters and 40 labels a class, training all
+of them gives 0.916 (95%: 0.904 to 0.929), the best adapters 0.90 to 0.91 with a seventh of the parameters or fewer, the
+head alone 0.816, training from scratch 0.849 (0.796 to 0.902). No technique is at chance.
 """
 
 import dataclasses
@@ -161,7 +165,8 @@ def main(config: Config) -> None:
         )
     results = {"table": rows, "seconds": round(time.perf_counter() - since, 1)}
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1) + "\n")
-    console.print(terminal_table(rows, "digits 5-9"))
+    shown = ("method", "trained", "bytes", "accuracy", "low", "high", "rate")
+    console.print(terminal_table([{name: found[name] for name in shown} for found in rows], "digits 5-9"))
     console.print(f"report: {report(config, rows)}")
     if config.record:
         record(RECORDS, results)
@@ -294,5 +299,8 @@ def report(config: Config, rows: list[dict]) -> Path:
     page.table(rows, "Test accuracy and cost")
     points = [{"name": found["method"], "bytes": found["bytes"], "accuracy": found["accuracy"]} for found in rows]
     sizes = plots.accuracy_against_bytes([point for point in points if point["bytes"]])
-    page.figure(sizes, "Accuracy against bytes of what is trained and kept beside it")
+    sizes.set_size_inches(9, 6)
+    sizes.axes[0].set_xlabel("bytes of what is trained and kept beside it")
+    sizes.savefig(Path(config.workdir) / "accuracy.png", dpi=110)
+    page.figure(sizes, "Accuracy against bytes")
     return page.save(Path(config.workdir) / "report.html")

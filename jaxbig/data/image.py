@@ -62,7 +62,7 @@ class ImageFolder:
 
     Args:
         folder: its sub-folders' names, sorted, are the classes 0, 1, ...; images may lie deeper inside them.
-        size: (height, width) to resize to; needed where the images differ in size.
+        size: (height, width) to resize to, or one number for both; needed where the images differ in size.
         channels: 3 or 1.
         classes: the classes in order, where it shall be another one, or that of the training folder.
 
@@ -89,11 +89,11 @@ class ImageFolder:
     def __init__(
         self,
         folder: str | os.PathLike,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         channels: int = 3,
         classes: Sequence[str] | None = None,
     ):
-        self.size, self.channels = size, channels
+        self.size, self.channels = _both(size), channels
         held = inside(folder, "give a folder with one sub-folder of images a class")
         folders = [path for path in held if path.is_dir()]
         if classes is not None and not folders:
@@ -146,11 +146,11 @@ class PackedImages:
         (1, 4, 4, 3)
     """
 
-    def __init__(self, path: str | os.PathLike, size: tuple[int, int] | None = None, channels: int = 3):
+    def __init__(self, path: str | os.PathLike, size: int | tuple[int, int] | None = None, channels: int = 3):
         arrays = read_npz(path)
         if absent := [name for name in ("jpeg", "offsets") if name not in arrays]:
             raise UserError(f"{path}: holds no array {absent[0]!r}, only {', '.join(arrays)}")
-        self.path, self.size, self.channels = Path(path), size, channels
+        self.path, self.size, self.channels = Path(path), _both(size), channels
         self.data, self.offsets = arrays["jpeg"], checked_offsets(path, arrays["offsets"], len(arrays["jpeg"]))
         self.classes = tuple(str(name) for name in arrays.get("classes", ()))
         self.labels = arrays["labels"].astype(np.int32) if "labels" in arrays else None
@@ -187,6 +187,10 @@ def images_in(folder: str | os.PathLike) -> list[Path]:
         []
     """
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _both(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _stack(images: list[np.ndarray], names: list[str], size: tuple[int, int] | None, channels: int) -> np.ndarray:

@@ -60,6 +60,7 @@ def test_a_folder_has_a_class_for_each_sub_folder(tmp_path):
     assert batch["label"].tolist() == [1, 0, 1]
     assert source.batch(np.array([], int))["label"].shape == (0,)
     assert ImageFolder(tmp_path, classes=["b", "a", "c"]).labels.tolist() == [1, 1, 0, 0]
+    assert ImageFolder(tmp_path, size=5).batch(np.array([0]))["image"].shape == (1, 5, 5, 3)
     assert "label" not in ImageFolder(tmp_path / "a" / "deep").batch(np.array([0]))
 
 
