@@ -37,22 +37,23 @@ def read_peft(folder: str | Path, params: PyTree, uses: Any, names: Names) -> Ad
     Example: see `jaxbig.hub.peft_write.write_peft`.
     """
     config, tensors = read_files(Path(folder))
-    named = {path: modules(names(path)) for path in paths(params)}
+    given = {path: names(path) for path in paths(params)}
     found: dict[str, Tensors] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     saved: Tensors = {}
-    for path, its in named.items():
+    for path, name in given.items():
+        its, layers = modules(name), not isinstance(name, str)
         pairs = [_pair(tensors, module) for module in its]
         if any(pair is not None for pair in pairs):
             whole = [pair for pair in pairs if pair is not None]
             if len(whole) < len(its):
                 raise UserError(f"{folder}: only some layers of {path} are adapted: {its[0]} ... {its[-1]}")
-            found[path] = {part: _stacked([pair[part] for pair in whole], path) for part in ("a", "b")}
+            found[path] = {part: _joined([pair[part] for pair in whole], path, layers) for part in ("a", "b")}
             ranks[path] = whole[0]["a"].shape[0]
             alphas[path] = _one([by_module(config, module) for module in its], path)
         elif its and all(module in tensors for module in its):
-            saved[path] = _stacked([tensors.pop(module) for module in its], path)
+            saved[path] = _joined([tensors.pop(module) for module in its], path, layers)
     if tensors:
         raise UserError(f"{folder}: {some(tensors)} belong to no leaf of the model: `names` does not lead to them")
     if not found:
@@ -77,13 +78,13 @@ def _one(values: list[float], path: str) -> float:
     return float(values[0])
 
 
-def _stacked(arrays: list[np.ndarray], path: str) -> np.ndarray:
+def _joined(arrays: list[np.ndarray], path: str, layers: bool) -> np.ndarray:
     if len({array.shape for array in arrays}) > 1:
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise UserError(
             f"{path}: the layers of one stack have the shapes {shapes}; read them into a tree of single layers"
         )
-    return np.stack(arrays) if len(arrays) > 1 else arrays[0]
+    return np.stack(arrays) if layers else arrays[0]
 
 
 def _assembled(config, params, uses, parts) -> Adapter:
@@ -132,8 +133,9 @@ def _ours(pair: Mapping[str, np.ndarray], site: Any, leaf: Any) -> dict[str, np.
     """a [*stack, *in, r] and b [*stack, r, *out] from PEFT's A and B, stacked."""
     a, b, n = pair["a"], pair["b"], len(site.stack)
     rank = a.shape[n]
-    if site.use.kind == "conv":  # [r, I, h, w] and [O, r, 1, 1]; ours [h, w, I, r] and [r, O]
-        return {"a": np.transpose(a, (*range(2, a.ndim), 1, 0)), "b": b.reshape(b.shape[:2]).T}
+    if site.use.kind == "conv":  # [r, I, ...] and [O, r, 1, ...]; ours [..., I, r] and [r, O]
+        up = b.reshape(b.shape[: n + 2])
+        return {"a": np.moveaxis(a, (n, n + 1), (-1, -2)), "b": np.swapaxes(up, -1, -2)}
     down, up = np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)
     return {"a": down.reshape(*site.stack, *site.inputs, rank), "b": up.reshape(*site.stack, rank, *site.outputs)}
 
@@ -148,5 +150,6 @@ def _whole(array: np.ndarray, leaf: Any, uses: Any) -> np.ndarray:
         parts = array.reshape(*site.stack, *site.outputs, *site.inputs)
         return np.transpose(parts, np.argsort(order))
     if use is not None and use.kind == "conv":
-        return np.moveaxis(array, (-4, -3), (-1, -2))
+        n = len(Site(leaf, use).stack)
+        return np.moveaxis(array, (n, n + 1), (-1, -2))
     return array.reshape(leaf.shape)

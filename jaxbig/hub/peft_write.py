@@ -115,10 +115,11 @@ def _named(names: Names, path: str, uses: tuple[Use, ...]) -> list[str]:
 
 
 def _pair(parts: Mapping[str, np.ndarray], site: Site) -> Tensors:
-    """PEFT's tensors of one layer: A [r, I] and B [O, r], of a convolution [r, I, h, w] and [O, r, 1, 1]."""
+    """PEFT's tensors of one layer: A [r, I] and B [O, r], of a convolution [r, I, ...] and [O, r, 1, ...]."""
     a, b = parts["a"], parts["b"]
     if site.use.kind == "conv":
-        return {"lora_A.weight": np.moveaxis(a, (-1, -2), (0, 1)), "lora_B.weight": b.T[..., None, None]}
+        ones = (1,) * (a.ndim - 2)
+        return {"lora_A.weight": np.moveaxis(a, (-1, -2), (0, 1)), "lora_B.weight": b.T.reshape(*b.T.shape, *ones)}
     down, up = a.reshape(-1, a.shape[-1]).T, b.reshape(b.shape[0], -1).T
     if site.use.kind == "lookup":
         return {"lora_embedding_A": down, "lora_embedding_B": up}
@@ -127,7 +128,7 @@ def _pair(parts: Mapping[str, np.ndarray], site: Site) -> Tensors:
 
 def _whole(array: np.ndarray, uses: tuple[Use, ...], its: list[str]) -> Tensors:
     """A leaf as torch holds it: kernels are [O, I], convolutions [O, I, h, w]."""
-    layers = list(array) if len(its) > 1 else [array]
+    layers = list(array) if any(use.layers for use in uses) else [array]
     use = min(uses, key=lambda use: use.kind != "lookup")
 
     def turned(layer: np.ndarray) -> np.ndarray:

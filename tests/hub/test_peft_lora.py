@@ -188,6 +188,27 @@ def written(folder, **changed):
     return lambda names=lambda path: "up.weight": read_peft(folder, params, uses, names)
 
 
+def test_one_layer_may_be_a_stack_and_convolutions_may_have_one_axis(tmp_path):
+    pytest.importorskip("safetensors")
+
+    def fn(params, x):
+        y = jax.lax.conv_general_dilated(x, params["conv"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        return jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), y, params["layers"])[0] @ params["head"]
+
+    params = {"conv": jnp.ones((3, 2, 4)), "layers": jnp.ones((1, 4, 4)), "head": jnp.ones((4, 3))}
+    uses = usage(fn, params, jnp.ones((2, 5, 2)))
+    transform = chain(lora(2, where=["conv", "layers"]), full(where="head"))
+    split = transform.init(jax.random.key(0), params, uses)
+    name = lambda path: ["layer.0.weight"] if path == "layers" else f"{path}.weight"  # noqa: E731
+    write_peft(tmp_path, Adapter(transform, split, {}), uses, name)
+    tensors, _ = files(tmp_path)
+    shapes = {key.removeprefix("base_model.model."): array.shape for key, array in tensors.items()}
+    assert shapes == {"conv.lora_A.weight": (2, 2, 3), "conv.lora_B.weight": (4, 2, 1), "head.weight": (3, 4),
+                      "layer.0.lora_A.weight": (2, 4), "layer.0.lora_B.weight": (4, 2)}  # fmt: skip
+    again = read_peft(tmp_path, params, uses, name)
+    jax.tree.map(np.testing.assert_array_equal, again.split.train, split.train)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     pytest.importorskip("safetensors")
     assert written(tmp_path / "good")().transform.config["rank"] == 2
