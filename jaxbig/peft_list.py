@@ -1,5 +1,6 @@
 """``jaxbig peft list``: what each technique would train, hold and compute on a model, which is never allocated."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
 from jaxbig.flops import flops
 from jaxbig.lift import lift
-from jaxbig.registry import REGISTRY
+from jaxbig.registry import REGISTRY, Entry
 from jaxbig.transform import Transform, chain
 from jaxbig.tree import nbytes
 from jaxbig.tune.lora import lora
@@ -47,14 +48,20 @@ class Row(NamedTuple):
 
 
 def methods() -> dict[str, Transform]:
-    """Every technique that trains, with its defaults, and QLoRA.
+    """Every technique that trains, with its defaults (where it has none, with what the laws try it with), and QLoRA.
 
     Example:
         >>> {"lora", "ia3", "full", "qlora (nf4)"} <= set(methods())
         True
     """
-    found = {name: entry.factory() for name, entry in REGISTRY.items() if entry.trains}
+    found = {name: entry.factory(**_needed(entry)) for name, entry in REGISTRY.items() if entry.trains}
     return {**found, "qlora (nf4)": chain(quantize("nf4"), lora())}
+
+
+def _needed(entry: Entry) -> dict[str, Any]:
+    """Arguments that have no default."""
+    parameters = inspect.signature(entry.factory).parameters.values()
+    return {p.name: entry.arguments[0][p.name] for p in parameters if p.default is p.empty}
 
 
 def rows(on: Model, which: Mapping[str, Transform]) -> Iterable[Row]:

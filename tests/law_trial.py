@@ -28,8 +28,10 @@ ALONE = [
 # a residual stream, no tokens are read, and it has neither a norm nor a table.
 NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix", "ln_tuning", "trainable_tokens")
 # One technique of each way to change a tree: the fast tier puts these through every law. The others, which are built of
-# the same parts, it puts through the laws that one compiled program shows; `make slow` through all.
+# the same parts, it puts through a chain each (test_law_chains); `make slow` through all.
 BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")
+# Of the others, one of each kind of Weight: the fast tier tries them alone too, on the scanned model.
+KINDS = ("dora", "loha", "oft", "bottleneck", "prompt")
 
 
 def tiers(items, fast=lambda item: item[0] in BASIC):

@@ -38,7 +38,9 @@ def trees(kind, model="scanned"):
     return made, base
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "lora" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_each_row_with_its_adapter_is_that_row_alone(kind):
     made, _ = trees(kind)
     model = case("scanned")

@@ -10,6 +10,7 @@ from law_models import LAYERS, case, restack
 from law_trial import (
     ALONE,
     BASIC,
+    KINDS,
     NOT_ON_CNN,
     base_logits,
     called,
@@ -41,7 +42,7 @@ over_all_and_each = pytest.mark.parametrize("alone", ALONE, ids=name_of)  # chea
 TRIED = [(alone, model) for model in MODELS for alone in ALONE if model != "cnn" or alone[0] not in NOT_ON_CNN]
 over_all_and_models = pytest.mark.parametrize(
     "tried",
-    tiers(TRIED, lambda tried: tried[0][0] in BASIC or (tried[1] == "scanned" and tried[0][1] == 0)),
+    tiers(TRIED, lambda tried: tried[0][0] in BASIC or tried in [((name, 0), "scanned") for name in KINDS]),
     ids=lambda tried: f"{tried[1]}-{name_of(tried[0])}",
 )
 
