@@ -48,7 +48,10 @@ def convolution(params, ids):
     return jax.lax.conv_general_dilated(image, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# one of each kind in the fast tier
+@pytest.mark.parametrize(
+    "name", [name if name in ("dora", "loha", "oft") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 @pytest.mark.parametrize(("fn", "shape"), [(tied, (8, 12)), (heads, (3, 8, 12)), (convolution, (1, 2, 8, 12))])
 def test_values_and_gradients_are_those_of_the_merged_weight(name, fn, shape):
     random = np.random.default_rng(0)
