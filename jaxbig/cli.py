@@ -106,9 +106,10 @@ example: jaxbig compare runs/a runs/b --best max:val_accuracy --out compare.html
 _PEFT_HELP = """\
 usage: jaxbig peft list --model NAME [--method NAME ...] [--batch N] [--image PIXELS]
 
-Show what each technique would cost on a model, with its defaults: trained parameters, bytes of the adapter and of the
-frozen base, FLOPs of a forward pass and of a training step. Nothing is allocated or compiled, so the model may be of
-any size; techniques that find nothing to do in it are named, and why.
+Show what each technique would cost on a model, with its defaults (adalora and trainable_tokens have none: with a small
+example's): trained parameters, bytes of the adapter and of the frozen base, FLOPs of a forward pass and of a training
+step. Nothing is allocated or compiled, so the model may be of any size; techniques that find nothing to do in it are
+named, and why.
 
 options:
   --model NAME     vit-ti16, vit-s16, vit-b16, vit-l16, vit-h14, resnet18, resnet34, resnet50; or FILE.py:FUNCTION, a

@@ -9,7 +9,7 @@ pretraining they are moved by up to a pixel.
 Command: jaxbig run experiments/vision/peft_digits.py --record
 Time: 1,110 s, jax 0.12, on 2 cores that other programs kept busy.
 Result: docs/tune-a-model.md has the table and the picture. With 39,845 parameters and 40 labels a class, training all
-of them gives 0.916 (95%: 0.904 to 0.929), the best adapters 0.90 to 0.91 with a seventh of the parameters or fewer, the
+of them gives 0.916 (95%: 0.904 to 0.929), the best adapters 0.90 to 0.91 with a sixth of the parameters or fewer, the
 head alone 0.816, training from scratch 0.849 (0.796 to 0.902). No technique is at chance.
 """
 

@@ -58,6 +58,12 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def modules(found: str | Sequence[str] | None) -> list[str]:
+    """What `Names` gives, as a list: one for each layer of a stack.
+
+    Example:
+        >>> modules("head.weight"), modules(None)
+        (['head.weight'], [])
+    """
     return [] if found is None else [found] if isinstance(found, str) else list(found)
 
 
@@ -71,5 +77,11 @@ def by_module(config: Mapping[str, Any], module: str) -> float:
 
 
 def some(names: Mapping[str, Any]) -> str:
+    """The first three of some names, for a message.
+
+    Example:
+        >>> some(dict.fromkeys("edcba"))
+        'a, b, c and 2 more'
+    """
     shown = sorted(names)[:3]
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
