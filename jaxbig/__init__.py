@@ -39,7 +39,7 @@ _HOME = {
     "merge": "compress.merge",
     "oft": "tune.oft",
     "olora": "tune.olora",
-    "partition": "transform",
+    "partition": "partition",
     "pissa": "tune.pissa",
     "prefix": "tune.prefix",
     "prompt": "tune.prompt",
@@ -127,12 +127,12 @@ if TYPE_CHECKING:
     from jaxbig.fidelity import fidelity as fidelity
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
+    from jaxbig.partition import partition as partition
     from jaxbig.plain import as_lora as as_lora
     from jaxbig.plus import lora_plus as lora_plus
     from jaxbig.transform import Split as Split
     from jaxbig.transform import Transform as Transform
     from jaxbig.transform import chain as chain
-    from jaxbig.transform import partition as partition
     from jaxbig.tune.adalora import adalora as adalora
     from jaxbig.tune.bitfit import bitfit as bitfit
     from jaxbig.tune.boft import boft as boft

@@ -11,7 +11,8 @@ from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError
 from jaxbig.inject import inject_hyperparams
-from jaxbig.transform import FACTORIES, Transform, chain, partition
+from jaxbig.partition import partition
+from jaxbig.transform import FACTORIES, Transform, chain
 from jaxbig.tune.adalora import adalora
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.boft import boft

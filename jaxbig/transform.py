@@ -1,4 +1,4 @@
-"""Techniques as pure transformations of the parameter tree: `Split`, `Transform`, `chain`, `partition`.
+"""Techniques as pure transformations of the parameter tree: `Split`, `Transform`, `chain`.
 
 What optax is for gradients, this is for parameters. A technique splits the parameters into what stays, what is
 trained and what it keeps for itself, and puts them together again as the tree that the model reads::
@@ -11,6 +11,7 @@ Only ``split.train`` is ever differentiated and given to the optimiser.
 
 import functools
 import inspect
+import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbig.errors import UsageError
-from jaxbig.tree import PyTree, first_match, match, paths, replace
+from jaxbig.tree import PyTree, match, paths, replace
 from jaxbig.weight import innermost, is_moved, is_weight, rebase
 
 
@@ -38,18 +39,6 @@ class Split(NamedTuple):
     params: PyTree
     train: PyTree
     state: PyTree
-
-
-def _keep(split: Split, grads: PyTree, step: Any) -> Split:
-    return split
-
-
-def _same(split: Split, fn: Callable) -> Callable:
-    return fn
-
-
-def _nothing(split: Split, step: Any) -> PyTree:
-    return {}
 
 
 class Transform(NamedTuple):
@@ -72,10 +61,10 @@ class Transform(NamedTuple):
     name: str
     init: Callable[..., Split]
     apply: Callable[..., PyTree]
-    update: Callable[[Split, PyTree, Any], Split] = _keep
-    wrap: Callable[[Split, Callable], Callable] = _same
+    update: Callable[[Split, PyTree, Any], Split] = lambda split, grads, step: split
+    wrap: Callable[[Split, Callable], Callable] = lambda split, fn: fn
     config: Mapping[str, Any] = {}
-    reset: Callable[[Split, Any], PyTree] = _nothing
+    reset: Callable[[Split, Any], PyTree] = lambda split, step: {}
 
 
 FACTORIES: dict[str, Callable[..., Transform]] = {}
@@ -119,7 +108,7 @@ def technique(factory: Callable[..., Transform]) -> Callable[..., Transform]:
             _check_uses(name, params, uses)
             return made.init(key, params, uses)
 
-        return made._replace(init=init, config={"technique": name, **_plain(bound.arguments)})
+        return made._replace(init=init, config={"technique": name, **plain(bound.arguments)})
 
     FACTORIES[name] = build
     return build
@@ -130,19 +119,19 @@ def _check_uses(name: str, params: PyTree, uses: Any) -> None:
         raise UsageError(
             f"{name}: uses is a {type(uses).__name__}; pass what jaxbig.usage(fn, params, *example) gives, or {{}}"
         )
-    places = set(_places(params)) if uses else set()
-    if places and not places & set(uses):
+    known = set(places(params)) if uses else set()
+    if known and not known & set(uses):
         raise UsageError(
             f"{name}: uses is that of another tree: it tells of {next(iter(uses))!r}, which these parameters have not"
         )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """An argument as JSON gives it back."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     single = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
     return value.item() if single and not isinstance(value, Tracer) else value
 
@@ -182,17 +171,17 @@ def put_back(split: Split, key: Any = None) -> PyTree:
     )
 
 
-def _folded(key: Any, i: int) -> Any:
+def folded(key: Any, i: int) -> Any:
+    """The key of the i-th of several links; None stays None."""
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def _numbered(names: list[str]) -> list[str]:
+def numbered(names: list[str]) -> list[str]:
+    """The names of several links, each once: one that comes again gets ``_1``, ``_2``, ..."""
     result: list[str] = []
     for name in names:
-        count, new = 0, name
-        while new in result:
-            count, new = count + 1, f"{name}_{count + 1}"
-        result.append(new)
+        later = (f"{name}_{count}" for count in itertools.count(1))
+        result.append(next(new for new in itertools.chain([name], later) if new not in result))
     return result
 
 
@@ -214,7 +203,7 @@ def chain(*links: Transform) -> Transform:
         >>> chain(quantize("nf4"), lora(rank=16)).name
         'chain'
     """
-    names = _numbered([link.name for link in links])
+    names = numbered([link.name for link in links])
 
     def part(split: Split, name: str, params: PyTree) -> Split:
         return Split(params, split.train[name], split.state[name])
@@ -222,13 +211,13 @@ def chain(*links: Transform) -> Transform:
     def init(key, params, uses):
         train, state = {}, {}
         for i, (name, link) in enumerate(zip(names, links, strict=True)):
-            params, train[name], state[name] = link.init(_folded(key, i), params, uses)
+            params, train[name], state[name] = link.init(folded(key, i), params, uses)
         return Split(params, train, state)
 
     def apply(split, key=None):
         params = split.params
         for i, (name, link) in enumerate(zip(names, links, strict=True)):
-            params = link.apply(part(split, name, params), _folded(key, i))
+            params = link.apply(part(split, name, params), folded(key, i))
         return params
 
     def update(split, grads, step):
@@ -251,80 +240,7 @@ def chain(*links: Transform) -> Transform:
     return Transform("chain", init, apply, update, wrap, config, reset)
 
 
-def partition(parts: Mapping[str, Transform]) -> Transform:
-    """Different techniques for different parts of the tree.
-
-    Args:
-        parts: where -> transform; the first pattern that matches a leaf owns it, leaves that no pattern matches stay
-            frozen. Each transform sees only its own leaves (the other places are None).
-
-    Returns:
-        one transform; `train` and `state` are dictionaries by link name, as in `chain`.
-
-    Raises:
-        UsageError: in `init`, if a pattern matches no leaf.
-
-    Example:
-        >>> from jaxbig.tune.full import full
-        >>> from jaxbig.tune.lora import lora
-        >>> mixed = partition({"head/.*": full(), ".*": lora(rank=4)})
-    """
-    names = _numbered([link.name for link in parts.values()])
-    links = dict(zip(names, parts.values(), strict=True))
-
-    def owners(params) -> dict[str, str | None]:
-        everything = dict.fromkeys(_places(params))
-        return first_match(list(zip(parts, names, strict=True)), everything)
-
-    def only(params, owner, name):
-        return replace(params, {path: None for path, its in owner.items() if its != name})
-
-    def init(key, params, uses):
-        owner, train, state = owners(params), {}, {}
-        merged = {path: leaf for path, leaf in paths(params).items() if owner[path] is None}
-        for i, (name, link) in enumerate(links.items()):
-            left, train[name], state[name] = link.init(_folded(key, i), only(params, owner, name), uses)
-            merged |= paths(left)
-        empty = replace(params, dict.fromkeys(_places(params)))
-        return Split(replace(empty, merged), train, state)
-
-    def each(split, function):
-        owner = owners(split.params)
-        merged = {path: leaf for path, leaf in paths(split.params).items() if owner[path] is None}
-        for i, (name, link) in enumerate(links.items()):
-            mine = Split(only(split.params, owner, name), split.train[name], split.state[name])
-            merged |= paths(function(i, name, link, mine))
-        return replace(replace(split.params, dict.fromkeys(_places(split.params))), merged)
-
-    def apply(split, key=None):
-        return each(split, lambda i, name, link, mine: link.apply(mine, _folded(key, i)))
-
-    def update(split, grads, step):
-        train, state = {}, {}
-
-        def one(i, name, link, mine):
-            left, train[name], state[name] = link.update(mine, grads[name], step)
-            return left
-
-        return Split(each(split, one), train, state)
-
-    def mine_of(split):
-        owner = owners(split.params)
-        return {n: Split(only(split.params, owner, n), split.train[n], split.state[n]) for n in links}
-
-    def wrap(split, fn):
-        for name, mine in mine_of(split).items():
-            fn = links[name].wrap(mine, fn)
-        return fn
-
-    def reset(split, step):
-        return {name: links[name].reset(mine, step) for name, mine in mine_of(split).items()}
-
-    config = {"technique": "partition", "parts": [[_plain(where), link.config] for where, link in parts.items()]}
-    return Transform("partition", init, apply, update, wrap, config, reset)
-
-
-def _places(params: PyTree) -> list[str]:
+def places(params: PyTree) -> list[str]:
     """All paths, empty places included."""
     filled = jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None or is_weight(leaf))
     return list(paths(filled))
@@ -351,9 +267,10 @@ def selected(
     if where is not None:
         return {path: leaves[path] for path in match(where, leaves)}
     chosen = {path: leaf for path, leaf in leaves.items() if default(path, leaf)}
-    places = len(_places(params))
-    if places and not chosen:
-        gone = f" ({places - len(leaves)} of {places} belong to other links)" if places > len(leaves) else ""
+    all_places = len(places(params))
+    if all_places and not chosen:
+        missing = all_places - len(leaves)
+        gone = f" ({missing} of {all_places} belong to other links)" if missing else ""
         raise UsageError(
             f"no parameter{gone} is of the kind this technique takes by default{_why(leaves, uses)}; name some with "
             f"where=...{gone and ', or let the other links take less'}"

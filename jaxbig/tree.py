@@ -9,6 +9,7 @@ typing mistake must not silently train nothing.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,14 +23,6 @@ PyTree = Any
 Where = str | Sequence[str]
 
 
-def key_name(entry: Any) -> str:
-    """The name of one entry of a JAX key path, e.g. ``DictKey('kernel') -> 'kernel'``."""
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
 def path_of(key_path: Iterable[Any]) -> str:
     """The jaxbig path of a JAX key path.
 
@@ -38,7 +31,7 @@ def path_of(key_path: Iterable[Any]) -> str:
         >>> path_of(keys)
         'a/0'
     """
-    return "/".join(key_name(entry) for entry in key_path)
+    return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
 
 
 def paths(tree: PyTree) -> dict[str, Any]:
@@ -126,14 +119,11 @@ def first_match(rules: Sequence[tuple[Where, Any]], names: Iterable[str], defaul
         >>> first_match([("head/.*", 1.0), (".*", 0.1)], ["head/kernel", "body/kernel"])
         {'head/kernel': 1.0, 'body/kernel': 0.1}
     """
-    values = dict.fromkeys(names, default)
-    taken: set[str] = set()
+    names, values = list(names), {}
     for where, value in rules:
-        for name in match(where, values):
-            if name not in taken:
-                values[name] = value
-                taken.add(name)
-    return values
+        for name in match(where, names):
+            values.setdefault(name, value)
+    return {name: values.get(name, default) for name in names}
 
 
 def map_paths(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
@@ -183,19 +173,12 @@ def nbytes(tree: PyTree) -> int:
         >>> nbytes({"a": jax.ShapeDtypeStruct((3, 4), "bfloat16")})
         24
     """
-    import numpy as np
 
     def of(leaf) -> int:
         if not hasattr(leaf, "dtype"):
             leaf = jax.eval_shape(jax.numpy.asarray, leaf)
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
-        if jax.numpy.issubdtype(leaf.dtype, np.integer):
-            bits = jax.numpy.iinfo(leaf.dtype).bits
-        elif jax.numpy.issubdtype(leaf.dtype, np.floating):
-            bits = jax.numpy.finfo(leaf.dtype).bits
-        else:
-            bits = leaf.dtype.itemsize * 8
-        return -(-int(np.prod(leaf.shape)) * bits // 8)
+        return -(-math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype) // 8)
 
     return sum(of(leaf) for leaf in jax.tree.leaves(tree))

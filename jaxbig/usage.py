@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traceback_util import api_boundary
 
-from jaxbig.dataflow import heads, residuals
+from jaxbig.dataflow import heads_and_residuals
 from jaxbig.lift import run
 from jaxbig.lift.interpreter import Interpreter, View
 from jaxbig.tree import PyTree, map_paths, paths
@@ -93,7 +93,7 @@ def usage(fn: Callable, params: PyTree, *args: Any, **kwargs: Any) -> Uses:
         return result
 
     jax.eval_shape(traced, map_paths(lambda _, leaf: _shape(leaf), params), arrays)
-    last, streams = heads(jaxprs[0], products), residuals(jaxprs[0], products)
+    last, streams = heads_and_residuals(jaxprs[0], products)
     return {
         path: tuple(
             use._replace(head=(path, use) in last and use.kind == "product", residual=(path, use) in streams)

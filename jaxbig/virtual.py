@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxbig.errors import UsageError
 from jaxbig.lift import lift
-from jaxbig.tree import key_name, path_of
+from jaxbig.tree import path_of
 
 
 class Virtual(NamedTuple):
@@ -104,4 +104,4 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 def _name(place: Any) -> str:
     """The key of a mapping, at the end of a place; or the number of a positional argument."""
-    return key_name(place[-1]) if len(place) > 2 or place[0].idx == 1 else path_of(place[1:])
+    return path_of(place[-1:]) if len(place) > 2 or place[0].idx == 1 else path_of(place[1:])

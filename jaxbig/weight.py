@@ -48,11 +48,7 @@ class Weight:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, eq=False)(cls)
-        jax.tree_util.register_dataclass(
-            cls,
-            data_fields=[f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")],  # type: ignore[arg-type]
-            meta_fields=[f.name for f in dataclasses.fields(cls) if f.metadata.get("static")],  # type: ignore[arg-type]
-        )
+        jax.tree_util.register_dataclass(cls)
 
     # -- what a subclass must say ------------------------------------------------------------------------------------
 
@@ -99,7 +95,7 @@ class Weight:
 
     def cast(self, dtype) -> "Weight":
         """The same weight as another floating dtype (mixed precision); by default its floating parts cast."""
-        return self.replace(**{name: cast(getattr(self, name), dtype) for name in self.axes()})
+        return self.replace(**{name: cast(part, dtype) for name, part, _ in self.placed()})
 
     def settled(self) -> Any:
         """The same weight with what can never matter (the masked entries of its base) set to zero."""
@@ -122,6 +118,10 @@ class Weight:
     def ndim(self) -> int:
         return len(self.shape)
 
+    def placed(self) -> list[tuple[str, Any, tuple[int | None, ...]]]:
+        """(name, part, its logical axes) of each part."""
+        return [(name, getattr(self, name), mapping) for name, mapping in self.axes().items()]
+
     def replace(self, **parts) -> Any:
         """A copy with other parts."""
         return dataclasses.replace(self, **parts)  # type: ignore[type-var]
@@ -130,8 +130,7 @@ class Weight:
         """Partition specs for all parts, given the one that a plain array of this shape would have."""
         entries = tuple(base_spec) + (None,) * (self.ndim - len(base_spec))
         out = {}
-        for name, mapping in self.axes().items():
-            part = getattr(self, name)
+        for name, part, mapping in self.placed():
             spec = PartitionSpec(*[
                 None if axis is None or size == 1 else entries[axis]
                 for axis, size in zip(mapping, part.shape, strict=True)
@@ -141,21 +140,17 @@ class Weight:
 
     def blocks(self, axis: int) -> bool:
         """Whether some part holds one entry for several positions along the logical `axis`."""
-        for name, mapping in self.axes().items():
-            part = getattr(self, name)
-            if axis in mapping:
-                if is_weight(part) and part.blocks(mapping.index(axis) - len(mapping)):
-                    return True
-                if part.shape[mapping.index(axis)] not in (1, self.shape[axis]):
-                    return True
-        return False
+        return any(
+            part.shape[mapping.index(axis)] not in (1, self.shape[axis])
+            or (is_weight(part) and part.blocks(mapping.index(axis) - len(mapping)))
+            for _, part, mapping in self.placed() if axis in mapping
+        )  # fmt: skip
 
     def map_axis(self, axis: int, function: Callable[[Array, int], Array]) -> Any:
         """This weight with ``function(part, its axis)`` applied to each part that runs along the logical `axis`
         (broadcast parts, of length 1 there, stay as they are)."""
         parts = {}
-        for name, mapping in self.axes().items():
-            part = getattr(self, name)
+        for name, part, mapping in self.placed():
             if axis not in mapping:
                 continue
             i = mapping.index(axis)
@@ -173,8 +168,7 @@ class Weight:
             broadcast leading axis is dropped, so that the second fits one layer.
         """
         stacked, shared = {}, {}
-        for name, mapping in self.axes().items():
-            part = getattr(self, name)
+        for name, part, mapping in self.placed():
             if not mapping or mapping[0] != -self.ndim:
                 stacked[name], shared[name] = None, part
             elif is_weight(part):

@@ -17,7 +17,8 @@ from jaxbig.compress.prune import prune
 from jaxbig.compress.quantize import quantize
 from jaxbig.errors import UsageError, UserError
 from jaxbig.lift import MaterialiseError, lift
-from jaxbig.transform import chain, partition
+from jaxbig.partition import partition
+from jaxbig.transform import chain
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import full
 from jaxbig.tune.lora import lora

@@ -10,8 +10,9 @@ import pytest
 from jaxbig.errors import UsageError
 from jaxbig.lift import lift
 from jaxbig.optim import Optimizer
+from jaxbig.partition import partition
 from jaxbig.plus import lora_plus
-from jaxbig.transform import chain, partition
+from jaxbig.transform import chain
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.dora import dora
 from jaxbig.tune.full import full

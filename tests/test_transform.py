@@ -19,9 +19,10 @@ from jaxbig.inject import inject_hyperparams
 from jaxbig.lift import lift
 from jaxbig.objective import Aux
 from jaxbig.optim import Optimizer
+from jaxbig.partition import partition
 from jaxbig.registry import build
 from jaxbig.step import init_state, make_step, reset_slots
-from jaxbig.transform import Split, Transform, chain, key_for, partition, technique
+from jaxbig.transform import Split, Transform, chain, key_for, technique
 from jaxbig.tree import paths
 from jaxbig.tune.bitfit import bitfit
 from jaxbig.tune.full import freeze, full

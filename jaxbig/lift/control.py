@@ -15,8 +15,7 @@ from jaxbig.weight import is_weight, restack
 
 @rule("jit", "pjit", "closed_call", "core_call")
 def _jit(interpreter: Interpreter, eqn, inputs):
-    jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-    outputs = interpreter.evaluate(jaxpr, inputs)
+    outputs = interpreter.evaluate(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), inputs)
     wanted = eqn.params.get("out_shardings", (None,) * len(outputs))
     return [
         lax.with_sharding_constraint(out, s) if isinstance(s, Sharding) and not isinstance(out, View) else out
@@ -173,12 +172,11 @@ def unstacked(weight) -> tuple[Any, Any] | None:
 
 def _whole(weight) -> bool:
     """Whether every part has just the axes that the weight says it has."""
-    parts = [(getattr(weight, name), mapping) for name, mapping in weight.axes().items()]
     return all(
         len(part.shape) == len(mapping)
         and all(axis is None or axis >= -weight.ndim for axis in mapping)
         and (not is_weight(part) or _whole(part))
-        for part, mapping in parts
+        for _, part, mapping in weight.placed()
     )
 
 

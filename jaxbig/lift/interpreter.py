@@ -77,9 +77,7 @@ class View:
 
     def apply(self, array):
         """The view of a plain array in the weight's place."""
-        if self.perm != tuple(range(len(self.perm))):
-            array = lax.transpose(array, self.perm)
-        return array if array.shape == self.shape else lax.reshape(array, self.shape)
+        return lax.reshape(lax.transpose(array, self.perm), self.shape)
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Pairs (axes of the view, axes of the weight) between which the reshape splits or merges nothing further."""

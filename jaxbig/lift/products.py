@@ -40,56 +40,43 @@ def _plan_product(view: View, x, eqn, left: bool):
     (wc, xc), (wb, xb) = ((lc, rc), (lb, rb)) if left else ((rc, lc), (rb, lb))
     letters = iter(string.ascii_letters)
     w = {axis: next(letters) for axis in range(len(view.perm))}
-    names, units, roles = {}, "", {}
+    names, units = {}, ""
     for ours, theirs in view.groups():
-        role = {"c" if a in wc else "b" if a in wb else "f" for a in ours}
-        if len(role) > 1:
+        if len({(a in wc, a in wb) for a in ours}) > 1:
             return None
-        for axis in ours:
-            names[axis] = "".join(w[t] for t in theirs) if axis == ours[0] else ""
-            roles[axis] = ours
-        units += "" if ours else "".join(w[t] for t in theirs)
+        its = "".join(w[t] for t in theirs)
+        names |= dict.fromkeys(ours, "") | ({ours[0]: its} if ours else {})
+        units += "" if ours else its
     own = {axis: next(letters) for axis in range(x.ndim) if axis not in xc and axis not in xb}
     partner = {**dict(zip(xc, wc, strict=True)), **dict(zip(xb, wb, strict=True))}
     x_free, w_free = "".join(own.values()), "".join(names[a] for a in range(len(view.shape)) if a not in (*wc, *wb))
     free = w_free + x_free if left else x_free + w_free
-    simple = not units and all(len(names[a]) == 1 for a in names)
-    if simple:
-        order = list(range(x.ndim))
-        batch = list(wb)
-    else:
-        batch = sorted(wb)
+    order, batch = list(range(x.ndim)), list(wb)
+    if units or any(len(names[a]) != 1 for a in names):  # what is merged or split has to lie side by side
         home = {v: k for k, v in partner.items()}
+        batch = sorted(wb)
         order = [home[a] for a in batch] + list(own) + [home[a] for a in sorted(wc)]
     x_labels = "".join(own[a] if a in own else names[partner[a]] for a in order) + units
     # an axis of length 1 that the model dropped (one layer of a stack) belongs to the stack: in x, weight and result
     out = units + "".join(names[a] for a in batch) + free
     sizes = {letter: view.weight.shape[axis] for axis, letter in w.items()} | {own[a]: x.shape[a] for a in own}
-    moved = lax.transpose(x, order) if order != list(range(x.ndim)) else x
-    x_sizes = tuple(sizes[letter] for letter in x_labels)
+    moved = lax.transpose(x, order)
 
-    def equation(x_, array):
-        back = lax.transpose(x_.reshape(moved.shape), [order.index(i) for i in range(len(order))]) if not simple else x_
+    def equation(x_, array):  # transposes and reshapes that change nothing leave no trace in the program
+        back = lax.transpose(x_.reshape(moved.shape), [order.index(i) for i in range(len(order))])
         operands = [view.apply(array), back] if left else [back, view.apply(array)]
-        return arrange(bind(eqn, operands)[0])
-
-    def arrange(y):
-        if simple:
-            return y
+        y = bind(eqn, operands)[0]
         y = lax.transpose(y, [wb.index(a) for a in batch] + list(range(len(wb), y.ndim)))
         return y.reshape(tuple(sizes[letter] for letter in out))
 
     def finish(y):
-        if simple:
-            return y
-        shape = eqn.outvars[0].aval.shape
-        y = y.reshape(tuple(view.shape[a] for a in batch) + shape[len(wb) :])
+        y = y.reshape(tuple(view.shape[a] for a in batch) + eqn.outvars[0].aval.shape[len(wb) :])
         return lax.transpose(y, [batch.index(a) for a in wb] + list(range(len(wb), y.ndim)))
 
     c = Contraction(
         x_labels, "".join(w.values()), out, equation, eqn.params["precision"], eqn.params["preferred_element_type"]
     )
-    return c, moved if simple else moved.reshape(x_sizes), finish
+    return c, moved.reshape(tuple(sizes[letter] for letter in x_labels)), finish
 
 
 @rule("conv_general_dilated")

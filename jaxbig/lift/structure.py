@@ -1,5 +1,6 @@
 """Rules that rearrange a weight: a transpose, reshape, slice, cast or scale of a weight is a weight again."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,12 +36,9 @@ def _broadcast_in_dim(interpreter: Interpreter, eqn, inputs):
     shape = tuple(eqn.outvars[0].aval.shape)
     ordered = list(eqn.params["broadcast_dimensions"]) == sorted(eqn.params["broadcast_dimensions"])
     if math.prod(shape) != math.prod(inputs[0].shape) or not ordered:
-        array = isinstance(inputs[0].weight, Dense)  # watched arrays stay watched: a bias is known by its addition
-        return (
-            [View.of(Dense(bind(eqn, [inputs[0].apply(inputs[0].weight.base)])[0]), inputs[0].path)]
-            if array
-            else NotImplemented
-        )
+        if not isinstance(inputs[0].weight, Dense):  # watched arrays stay watched: a bias is known by its addition
+            return NotImplemented
+        return [View.of(Dense(bind(eqn, [inputs[0].apply(inputs[0].weight.base)])[0]), inputs[0].path)]
     return [replace(inputs[0], shape=shape)]
 
 
@@ -87,7 +85,7 @@ def _scale(interpreter: Interpreter, eqn, inputs):
 def _slice(interpreter: Interpreter, eqn, inputs):
     p = eqn.params
     steps = p["strides"] or (1,) * len(p["start_indices"])
-    return _cut(inputs[0], eqn, {
+    return _cut(inputs[0], eqn.outvars[0], {
         axis: lambda part, i, begin=begin, end=end, step=step: lax.slice_in_dim(part, begin, end, step, axis=i)
         for axis, (begin, end, step) in enumerate(zip(p["start_indices"], p["limit_indices"], steps, strict=True))
     })  # fmt: skip
@@ -97,7 +95,7 @@ def _slice(interpreter: Interpreter, eqn, inputs):
 def _dynamic_slice(interpreter: Interpreter, eqn, inputs):
     if not isinstance(inputs[0], View) or any(isinstance(start, View) for start in inputs[1:]):
         return NotImplemented
-    return _cut(inputs[0], eqn, {
+    return _cut(inputs[0], eqn.outvars[0], {
         axis: lambda part, i, start=start, size=size: lax.dynamic_slice_in_dim(part, start, size, axis=i)
         for axis, (start, size) in enumerate(zip(inputs[1:], eqn.params["slice_sizes"], strict=True))
     })  # fmt: skip
@@ -105,22 +103,16 @@ def _dynamic_slice(interpreter: Interpreter, eqn, inputs):
 
 @rule("split")
 def _split(interpreter: Interpreter, eqn, inputs):
-    axis, starts, outputs = eqn.params["axis"], [0], []
-    for size in eqn.params["sizes"]:
-        starts.append(starts[-1] + int(size))
-    for begin, end, out in zip(starts[:-1], starts[1:], eqn.outvars, strict=True):
-        cut = {axis: lambda part, i, begin=begin, end=end: lax.slice_in_dim(part, begin, end, axis=i)}
-        piece = _cut(inputs[0], eqn, cut, out)
-        if piece is NotImplemented:
-            return NotImplemented
-        outputs += piece
-    return outputs
+    ends, pieces = list(itertools.accumulate(map(int, eqn.params["sizes"]))), []
+    for begin, end, out in zip([0, *ends], ends, eqn.outvars, strict=False):
+        cut = {eqn.params["axis"]: lambda part, i, begin=begin, end=end: lax.slice_in_dim(part, begin, end, axis=i)}
+        pieces.append(_cut(inputs[0], out, cut))
+    return NotImplemented if NotImplemented in pieces else [piece for [piece] in pieces]
 
 
-def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
+def _cut(view: View, out, cuts: dict[int, Callable]):
     """A view whose weight has some axes cut; NotImplemented where a weight's parts hold blocks along such an axis."""
-    shape = (eqn.outvars[0] if out is None else out).aval.shape
-    weight = view.weight
+    shape, weight = tuple(out.aval.shape), view.weight
     for axis, cut in cuts.items():
         if shape[axis] == view.shape[axis]:
             continue
@@ -130,7 +122,7 @@ def _cut(view: View, eqn, cuts: dict[int, Callable], out=None):
         weight = weight.map_axis(own, cut)
         if weight.shape[own] != shape[axis]:
             return NotImplemented
-    return [replace(view, weight=weight, shape=tuple(shape))]
+    return [replace(view, weight=weight, shape=shape)]
 
 
 @rule("concatenate")
