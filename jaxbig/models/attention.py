@@ -55,7 +55,7 @@ def mask(query: Where, key: Where, causal: bool = False, window: int | None = No
 
 def attention(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seen_B1TS: Any = None, *, scale: float | None = None,
-    bias: Any = None, softcap: float | None = None, kernel: str | None = None,
+    bias: Any = None, softcap: float | None = None, dropout: Any = None, kernel: str | None = None,
 ) -> jax.Array:  # fmt: skip
     """``softmax(scale q k^T + bias) v``, for each head over the keys that it may see.
 
@@ -66,14 +66,15 @@ def attention(
         scale: 1 / sqrt(K) by default.
         bias: added to the scores; [B or 1, H or 1, T, S] (T5's relative positions).
         softcap: scores s become ``softcap * tanh(s / softcap)`` (Gemma 2).
+        dropout: None, or what is applied to the softmax's shares before they weigh the values, an `nn.Dropout`.
         kernel: "plain"; "fused", what `jax.nn.dot_product_attention` finds for the device; None: "fused" on a GPU
-            for 16-bit inputs without `softcap`, where there is one, else "plain".
+            for 16-bit inputs without `softcap` and `dropout`, where there is one, else "plain".
 
     Returns:
         [B, T, H, K] in v's dtype. The softmax is computed in float32 at least.
 
     Raises:
-        UserError: shapes do not fit, or the fused kernel is asked for a softcap.
+        UserError: shapes do not fit, or the fused kernel is asked for a softcap or dropout.
 
     Example:
         >>> q, kv = jnp.ones((1, 3, 4, 8)), jnp.ones((1, 5, 2, 8))
@@ -87,10 +88,10 @@ def attention(
     if heads % groups:
         raise UserError(f"attention: {heads} heads of queries are not a multiple of {groups} heads of keys")
     scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-    fused = kernel == "fused" or (kernel is None and softcap is None and _has_fused(q_BTHK.dtype))
-    if fused:
-        if softcap is not None:
-            raise UserError("attention: the fused kernel has no softcap; use kernel='plain'")
+    simple = softcap is None and dropout is None
+    if kernel == "fused" or (kernel is None and simple and _has_fused(q_BTHK.dtype)):
+        if not simple:
+            raise UserError("attention: the fused kernel has no softcap and no dropout; use kernel='plain'")
         return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, bias, seen_B1TS, scale=scale)
     q_BTGHK = rearrange(q_BTHK, "B T (G H) K -> B T G H K", G=groups)
     wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
@@ -103,6 +104,7 @@ def attention(
     if seen_B1TS is not None:
         s_BGHTS = jnp.where(seen_B1TS[:, :, None], s_BGHTS, jnp.finfo(wide).min)
     p_BGHTS = jax.nn.softmax(s_BGHTS, axis=-1).astype(v_BSGK.dtype)
+    p_BGHTS = p_BGHTS if dropout is None else dropout(p_BGHTS)
     return rearrange(jnp.einsum("BGHTS,BSGK->BTGHK", p_BGHTS, v_BSGK), "B T G H K -> B T (G H) K")
 
 

@@ -1,0 +1,41 @@
+"""The families of published models that are known here, by ``model_type`` and by architecture."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxbig.errors import UserError
+from jaxbig.models.family import Family
+from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+
+ALL: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL}
+ARCHITECTURES: Mapping[str, Family] = {name: family for family in ALL for name in family.architectures}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a ``config.json``.
+
+    Args:
+        config: its fields; ``model_type`` decides, and where it has none, the first of ``architectures``.
+
+    Returns:
+        the family.
+
+    Raises:
+        UserError: an unknown one.
+
+    Example:
+        >>> family_of({"model_type": "mistral"}).name, family_of({"architectures": ["LlamaForCausalLM"]}).name
+        ('mistral', 'llama')
+    """
+    kind, named = config.get("model_type"), config.get("architectures") or [""]
+    found = FAMILIES.get(kind) if kind else ARCHITECTURES.get(named[0])
+    if found is None:
+        told = f"model_type is {kind!r}" if kind else f"no model_type, and architectures is {named}"
+        raise UserError(f"config.json: {told}; jaxbig knows {', '.join(sorted(FAMILIES))}")
+    return found
