@@ -5,9 +5,11 @@ from typing import Any
 
 from jaxbig.errors import UserError
 from jaxbig.models.family import Family
+from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 
 ALL: tuple[Family, ...] = (
+    GPT2_FAMILY,
     LLAMA,
     MISTRAL,
     QWEN2,
