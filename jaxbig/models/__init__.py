@@ -1,9 +1,13 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
+from jaxbig.models.cache import Cache, empty_cache
 from jaxbig.models.cnn import CNN
 from jaxbig.models.crnn import CRNN
 from jaxbig.models.encoding import piecewise_linear, quantile_edges
+from jaxbig.models.families import FAMILIES, family_of
+from jaxbig.models.gpt2 import GPT2
 from jaxbig.models.head import replace_head
+from jaxbig.models.llama import Llama
 from jaxbig.models.logmel import frame_count, log_mel, mel_filters
 from jaxbig.models.mlp import MLP
 from jaxbig.models.patches import PatchConv
@@ -17,17 +21,23 @@ from jaxbig.models.vit import ViT, vit
 __all__ = [
     "CNN",
     "CRNN",
+    "FAMILIES",
+    "GPT2",
     "MLP",
     "RNN",
+    "Cache",
     "Encoder",
     "EncoderLayer",
     "FTTransformer",
+    "Llama",
     "PatchConv",
     "Recurrent",
     "RecurrentStack",
     "ResNet",
     "TabularMLP",
     "ViT",
+    "empty_cache",
+    "family_of",
     "frame_count",
     "log_mel",
     "max_pool",

@@ -5,6 +5,7 @@ it compute them in float64: while it holds, torch's names for float32 mean float
 test a family shows with an untouched float32 model that this hides nothing.
 """
 
+import json
 import random
 import warnings
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from models.carry import carry, leaves_of
 
+from jaxbig.catalogue import model
 from jaxbig.errors import UserError
 from jaxbig.models.cache import empty_cache
 from jaxbig.models.families import FAMILIES, family_of
@@ -341,3 +343,47 @@ def test_fields_that_files_leave_out():
     qwen = FAMILIES["qwen2"].module(SMALL | {"use_sliding_window": True, "max_window_layers": 1}, "causal_lm")
     assert qwen.windows == (None, 4096)
     assert qwen.biases == ("qkv",)
+
+
+PUBLISHED = {
+    "Llama 3 8B": (8_030_261_248, {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    }),
+    "Qwen2.5 0.5B": (494_032_768, {
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": 151936, "hidden_size": 896,
+        "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "tie_word_embeddings": True, "use_sliding_window": False, "max_window_layers": 21,
+    }),
+    "Qwen3 0.6B": (596_049_920, {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 1024,
+        "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "tie_word_embeddings": True,
+    }),
+    "GPT-2": (124_439_808, {
+        "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12,
+        "n_head": 12,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_as_many_parameters_as_they_should(name, tmp_path):
+    """Their config.json is a name in the catalogue."""
+    count, fields = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    found = model(str(tmp_path / "config.json"), batch=2)
+    assert sum(leaf.size for leaf in jax.tree.leaves(found.params)) == count
+    assert found.inputs[0].shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is no JSON"), ("[]", "no JSON object"), ('{"model_type": "x"}', "jaxbig knows")]
+)
+def test_config_files_that_are_damaged(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(UserError, match="no such file"):
+        model(str(path))
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        model(str(path))
