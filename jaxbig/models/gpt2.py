@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxbig.errors import UserError
-from jaxbig.models.activation import activation
 from jaxbig.models.cache import Cache, attend, place, seen
 from jaxbig.models.decoder import Head, Stack, View, head_tensors, run, task_fields
 from jaxbig.models.family import Family, Tensor, field, refuse
+from jaxbig.models.feedforward import FeedForward
 
 
 class GPT2Attention(nn.Module):
@@ -28,7 +28,7 @@ class GPT2Attention(nn.Module):
         scaled: scores are divided by the root of K.
         by_layer: layer i's are divided by i + 1 (`number` + 1) too.
         dropout: rate on the attention's shares (needs a "dropout" key); 0 outside training.
-        std, residual_std: of the initialised kernels, and of the one that writes into the residual stream.
+        std, out_std: of the initialised kernels, and of the one that writes into the residual stream.
         dtype: of the computation.
 
     Returns:
@@ -40,7 +40,7 @@ class GPT2Attention(nn.Module):
     by_layer: bool = False
     dropout: float = 0.0
     std: float = 0.02
-    residual_std: float = 0.02
+    out_std: float = 0.02
     dtype: Any = None
 
     @nn.compact
@@ -48,7 +48,7 @@ class GPT2Attention(nn.Module):
         self, x_BTD: jax.Array, view: View, old: Any, number: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         width = x_BTD.shape[-1]
-        init, init_out = nn.initializers.normal(self.std), nn.initializers.normal(self.residual_std)
+        init, init_out = nn.initializers.normal(self.std), nn.initializers.normal(self.out_std)
         qkv_BTC = nn.Dense(3 * width, dtype=self.dtype, kernel_init=init, name="qkv")(x_BTD)
         q, k, v = (rearrange(part, "B T (H K) -> B T H K", H=self.heads) for part in jnp.split(qkv_BTC, 3, axis=-1))
         if self.by_layer:
@@ -57,33 +57,6 @@ class GPT2Attention(nn.Module):
         out_BTHK = attend(q, (k, v), old, view.seen, scale=None if self.scaled else 1.0, dropout=dropout)
         dense = nn.Dense(width, dtype=self.dtype, kernel_init=init_out, name="out")
         return dense(rearrange(out_BTHK, "B T H K -> B T (H K)")), (k, v)
-
-
-class GPT2MLP(nn.Module):
-    """``W_down act(W_up x + b_up) + b_down``.
-
-    Args:
-        hidden: F.
-        activation: a name that `jaxbig.models.activation` knows.
-        std, residual_std: of the initialised kernels, and of the one that writes into the residual stream.
-        dtype: of the computation.
-
-    Returns:
-        array [B, T, D].
-    """
-
-    hidden: int
-    activation: str = "gelu_new"
-    std: float = 0.02
-    residual_std: float = 0.02
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        init, init_out = nn.initializers.normal(self.std), nn.initializers.normal(self.residual_std)
-        h_BTF = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init, name="up")(x_BTD)
-        h_BTF = activation(self.activation)(h_BTF)
-        return nn.Dense(x_BTD.shape[-1], dtype=self.dtype, kernel_init=init_out, name="down")(h_BTF)
 
 
 class GPT2Layer(nn.Module):
@@ -210,10 +183,10 @@ class GPT2(nn.Module):
         return partial(nn.LayerNorm, self.eps, dtype=self.dtype, use_fast_variance=False)
 
     def _layer(self, train: bool) -> Callable[[str], Callable[..., tuple[jax.Array, Any]]]:
-        made = {"std": self.std, "residual_std": self.std / (2 * self.layers) ** 0.5, "dtype": self.dtype}
+        made = {"std": self.std, "out_std": self.std / (2 * self.layers) ** 0.5, "dtype": self.dtype}
         rates = (self.attention_dropout, self.dropout) if train else (0.0, 0.0)
         attention = partial(GPT2Attention, self.heads, self.scaled, self.by_layer, rates[0], **made)
-        mlp = partial(GPT2MLP, self.hidden, self.activation, **made)
+        mlp = partial(FeedForward, self.hidden, self.activation, **made)
         # Inside a scan the loop itself keeps XLA from merging the two forward passes.
         layer = nn.remat(GPT2Layer, prevent_cse=not self.scan_layers) if self.remat else GPT2Layer
         return lambda name: layer(attention, mlp, self._norm(), rates[1], name=name)

@@ -32,26 +32,6 @@ HEADS = {
 V, T, PAD = 37, 11, 3
 
 
-@pytest.fixture(scope="module")
-def torch():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing it says is not ours to mend
-        pytest.importorskip("transformers")
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture
-def torch64(torch, monkeypatch):
-    for name in ("float32", "float"):
-        monkeypatch.setattr(torch, name, torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield torch
-    torch.set_default_dtype(before)
-
-
 def ropes(rng):
     """A rotary embedding of each kind, some with a context that is shorter than the text."""
     factor = rng.choice([2.0, 3.5])
