@@ -1,5 +1,6 @@
 """Models: plain flax.linen modules that know no technique; the last layer of each is called ``head``."""
 
+from jaxbig.models.bert import Bert
 from jaxbig.models.cache import Cache, empty_cache
 from jaxbig.models.cnn import CNN
 from jaxbig.models.crnn import CRNN
@@ -12,6 +13,7 @@ from jaxbig.models.logmel import frame_count, log_mel, mel_filters
 from jaxbig.models.mlp import MLP
 from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool, max_pool_overlapping
+from jaxbig.models.published_vit import PublishedViT
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.tabular import FTTransformer, TabularMLP
@@ -25,12 +27,14 @@ __all__ = [
     "GPT2",
     "MLP",
     "RNN",
+    "Bert",
     "Cache",
     "Encoder",
     "EncoderLayer",
     "FTTransformer",
     "Llama",
     "PatchConv",
+    "PublishedViT",
     "Recurrent",
     "RecurrentStack",
     "ResNet",

@@ -85,7 +85,8 @@ class Bert(nn.Module):
     Called as ``apply({"params": params}, tokens_BT, positions=None, segments=None, train=False, types=None)``:
     `positions` int [B, T], 0 for the first token, by default 0 ... T - 1 (where there is an offset the padding is not
     counted, as in transformers); `segments` int [B, T], tokens see those of their own segment alone: an attention mask
-    of zeros and ones is one, packed texts are 1, 2, ..., and padding is 0, which nobody sees; `types` int [B, T], by default 0.
+    of zeros and ones is one, packed texts are 1, 2, ..., and padding is 0, which nobody sees; `types` int [B, T], by
+    default 0.
 
     Returns:
         logits, float32 at least: [B, T, V] for "masked_lm", [B, C] for "sequence_classification", [B, T, C] for
