@@ -37,14 +37,6 @@ def names(path):
     return known.get(path) or [f"layers.{i}.{path.split('/')[1]}.weight" for i in range(LAYERS)]
 
 
-@pytest.fixture(scope="module")
-def torch():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing it says is not ours to mend
-        pytest.importorskip("peft")
-    return pytest.importorskip("torch")
-
-
 def theirs(torch):
     class Layer(torch.nn.Module):
         def __init__(self):
