@@ -85,6 +85,7 @@ def torch():
     return pytest.importorskip("torch")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_peft_s(name, torch):
     import peft
