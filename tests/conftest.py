@@ -1,6 +1,9 @@
 """Fixtures that tests of several parts share."""
 
+import itertools
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -9,19 +12,33 @@ import pytest
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+SHARED_PROGRAMS = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+
 
 def pytest_configure(config):
     """The fast tier compiles thousands of tiny programs, and half of that is LLVM's optimisation: it goes without, and
-    the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do."""
+    the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do. All processes
+    of a run share what they have compiled, through a folder that goes with it."""
     if config.getoption("markexpr") == "not slow and not parity":
         os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="jaxbig-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        for name, value in (SHARED_PROGRAMS | {"jax_compilation_cache_dir": folder}).items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)
+
+
+FINISHED = itertools.count(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """A process that runs many files would keep every program that it has ever compiled: gigabytes."""
+    """A process that runs many files would keep every program that it has ever compiled: gigabytes. Every fifth file
+    forgets them; files in between share what they trace."""
     yield
-    jax.clear_caches()
+    if next(FINISHED) % 5 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
 def test_peft_to_ours_to_peft_to_the_bit_with_its_logits(name, torch, tmp_path):
     import peft
@@ -143,6 +144,7 @@ def test_peft_to_ours_to_peft_to_the_bit_with_its_logits(name, torch, tmp_path):
         np.testing.assert_array_equal(mine.detach().numpy(), its)
 
 
+@pytest.mark.parity
 def test_an_adapter_of_ours_runs_in_peft(torch, tmp_path):
     import peft
 

@@ -19,6 +19,7 @@ def ours(params, x):
     return jnp.tanh(x @ params["lin1"] + params["bias1"]) @ params["lin2"] + params["bias2"]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", METHODS)
 def test_outputs_and_gradients_are_peft_s(name, torch):
     import peft
