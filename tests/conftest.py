@@ -77,3 +77,18 @@ def torch64(torch, monkeypatch):
     with jax.enable_x64(True):
         yield torch
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def scaled_dropout(torch, monkeypatch):
+    """Dropout, torch's and flax's, that multiplies with 1 - rate: what is left of chance says what it falls on."""
+    import flax.linen as nn
+
+    def theirs(x, p=0.5, training=True, inplace=False):
+        return x * (1 - p) if training else x
+
+    def ours(self, x, deterministic=None, rng=None):
+        return x if nn.merge_param("deterministic", self.deterministic, deterministic) else x * (1 - self.rate)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", theirs)
+    monkeypatch.setattr(nn.Dropout, "__call__", ours)

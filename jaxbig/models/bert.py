@@ -27,8 +27,8 @@ class BertLayer(nn.Module):
         hidden: F.
         activation: a name that `jaxbig.models.activation` knows.
         eps: of the norms.
-        attention_dropout, dropout: rates on the attention's shares, and on what each half adds (need a "dropout" key);
-            0 outside training.
+        attention_dropout, out_dropout, dropout: rates on the attention's shares, on what the attention adds, and on
+            what the hidden layer adds (need a "dropout" key); 0 outside training.
         std: of the initialised kernels.
         dtype: of the computation.
 
@@ -41,16 +41,17 @@ class BertLayer(nn.Module):
     activation: str = "gelu"
     eps: float = 1e-12
     attention_dropout: float = 0.0
+    out_dropout: float = 0.0
     dropout: float = 0.0
     std: float = 0.02
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, seen_B1TT: jax.Array | None) -> jax.Array:
-        drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
+        drop_out, drop = (nn.Dropout(rate, deterministic=rate == 0) for rate in (self.out_dropout, self.dropout))
         norm = partial(nn.LayerNorm, self.eps, dtype=self.dtype, use_fast_variance=False)
         attend = SelfAttention(self.heads, True, self.attention_dropout, self.std, self.dtype, name="attention")
-        x_BTD = norm(name="attention_norm")(x_BTD + drop(attend(x_BTD, seen_B1TT)))
+        x_BTD = norm(name="attention_norm")(x_BTD + drop_out(attend(x_BTD, seen_B1TT)))
         mlp = FeedForward(self.hidden, self.activation, self.std, dtype=self.dtype, name="mlp")
         return norm(name="mlp_norm")(x_BTD + drop(mlp(x_BTD)))
 
@@ -60,14 +61,14 @@ class Bert(nn.Module):
 
     Submodules and parameters: ``embed``, ``positions``, ``types``, ``embed_norm``, ``layer_0`` ... (scanned:
     ``layers``, see `Encoder`), and by task: "masked_lm" ``transform``, ``transform_norm``, ``head_bias`` and, where it
-    is not tied, ``head``; "sequence_classification" ``pooler``, ``head``; the others but "features" ``head``.
+    is not tied, ``head``; "sequence_classification" ``pooler``, ``head``; "features" ``pooler`` where it is asked for;
+    the others ``head``.
 
     Args:
         vocabulary, width, layers, heads, hidden: V, D, L, H (of which D is a multiple) and F.
         length: number of learned positions, the first `offset` of which are never used.
         types: number of kinds of tokens (first and second sentence); 0: none.
-        offset: the table's row of position 0 (RoBERTa: the padding token's id + 1).
-        pad: id of the padding token.
+        offset: the table's row of position 0; where it is not 0 (RoBERTa) it is the padding token's id + 1.
         activation: of the hidden layers.
         head_activation: of "masked_lm"'s transform.
         pool_activation: of the pooler.
@@ -75,9 +76,10 @@ class Bert(nn.Module):
         tied: the head of "masked_lm" is the embedding's table.
         task: one of `TASKS`.
         num_classes: C.
-        attention_dropout, dropout, pool_dropout, head_dropout: rates on the attention's shares, on what each half of a
-            layer adds and on the embedding, before the pooler, and before the head; used with ``train=True`` (need a
-            "dropout" key).
+        pooler: "features" gives ``act(W x_0 + b)`` of the first token too.
+        attention_dropout, out_dropout, dropout, pool_dropout, head_dropout: rates on the attention's shares, on what
+            the attention adds, on what the hidden layer adds and on the embedding, before the pooler, and before the
+            head; used with ``train=True`` (need a "dropout" key).
         std: of the initialised kernels and tables.
         scan_layers, remat: see `Encoder`.
         dtype: of the computation; None: that of parameters. Statistics of norms and softmaxes are float32 at least.
@@ -91,22 +93,23 @@ class Bert(nn.Module):
     Returns:
         logits, float32 at least: [B, T, V] for "masked_lm", [B, C] for "sequence_classification", [B, T, C] for
         "token_classification", two [B, T] (start, end) for "question_answering"; for "features" the last hidden states
-        [B, T, D].
+        [B, T, D], with `pooler` a pair of them and [B, D].
 
     Raises:
-        UserError: more tokens than positions, heads that do not divide the width, or types where there are none.
+        UserError: more tokens than positions, heads that do not divide the width, types where there are none, an
+            unknown task, or a pooler for another task than "features".
 
     Example:
         >>> model = Bert(vocabulary=11, width=8, layers=2, heads=2, hidden=16, length=6)
         >>> tokens = jnp.array([[1, 2, 3]])
-        >>> params = model.init(jax.random.key(0), tokens)["params"]
-        >>> params["layer_1"]["attention"]["query"]["kernel"].shape, model.apply({"params": params}, tokens).shape
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+        >>> variables["params"]["layer_1"]["attention"]["query"]["kernel"].shape, logits.shape
         ((8, 8), (1, 3, 11))
 
     Reference:
         Devlin et al. (2018), "BERT", arXiv:1810.04805; Liu et al. (2019), "RoBERTa", arXiv:1907.11692; Sanh et al.
         (2019), "DistilBERT", arXiv:1910.01108; Wang et al. (2020), "MiniLM", arXiv:2002.10957. Deviations from
-        transformers: positions count from 0 in every family; "features" has no pooler.
+        transformers: positions count from 0 in every family; "features" has a pooler only where `pooler` asks for it.
     """
 
     vocabulary: int
@@ -117,7 +120,6 @@ class Bert(nn.Module):
     length: int
     types: int = 2
     offset: int = 0
-    pad: int | None = None
     activation: str = "gelu"
     head_activation: str = "gelu"
     pool_activation: str = "tanh"
@@ -125,7 +127,9 @@ class Bert(nn.Module):
     tied: bool = True
     task: str = "masked_lm"
     num_classes: int = 2
+    pooler: bool = False
     attention_dropout: float = 0.0
+    out_dropout: float = 0.0
     dropout: float = 0.0
     pool_dropout: float = 0.0
     head_dropout: float = 0.0
@@ -140,6 +144,10 @@ class Bert(nn.Module):
     ) -> Any:
         if self.width % self.heads:
             raise UserError(f"bert: width {self.width} is not a multiple of heads={self.heads}; change one of them")
+        if self.task not in TASKS:
+            raise UserError(f"bert: task={self.task!r}; use one of {', '.join(TASKS)}")
+        if self.pooler and self.task != "features":
+            raise UserError(f"bert: pooler=True is for the task 'features', and this is {self.task!r}; leave it out")
         if positions is None and tokens_BT.shape[1] > self.length - self.offset:
             room = self.length - self.offset
             raise UserError(f"bert: {tokens_BT.shape[1]} tokens, and {room} positions; use shorter texts")
@@ -164,8 +172,9 @@ class Bert(nn.Module):
         if positions is not None:
             rows_BT = jnp.broadcast_to(positions, tokens_BT.shape) + self.offset
         elif self.offset:
-            there = (tokens_BT != self.pad).astype(jnp.int32)
-            rows_BT = jnp.where(there == 1, there.cumsum(axis=1) + self.offset - 1, self.pad)
+            pad = self.offset - 1
+            there_BT = (tokens_BT != pad).astype(jnp.int32)
+            rows_BT = there_BT.cumsum(axis=1) * there_BT + pad
         else:
             rows_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         x_BTD = embed(tokens_BT) + self._table(self.length, "positions")(rows_BT)
@@ -177,7 +186,7 @@ class Bert(nn.Module):
         return x_BTD
 
     def _stack(self, x_BTD: jax.Array, seen: jax.Array | None, train: bool) -> jax.Array:
-        rates = (self.attention_dropout, self.dropout) if train else (0.0, 0.0)
+        rates = (self.attention_dropout, self.out_dropout, self.dropout) if train else (0.0, 0.0, 0.0)
         # Inside a scan the loop itself keeps XLA from merging the two forward passes.
         layer = nn.remat(BertLayer, prevent_cse=not self.scan_layers) if self.remat else BertLayer
         made = partial(layer, self.heads, self.hidden, self.activation, self.eps, *rates, self.std, self.dtype)
@@ -196,22 +205,26 @@ class Bert(nn.Module):
     def _head(self, x_BTD: jax.Array, embed: nn.Embed, train: bool) -> Any:
         """What the task wants of the last hidden states."""
         if self.task == "features":
-            return x_BTD
-        wide = lambda logits: logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # noqa: E731
+            return (x_BTD, self._pooled(x_BTD, train)) if self.pooler else x_BTD
         if self.task == "masked_lm":
             x_BTD = activation(self.head_activation)(self._dense(self.width, "transform")(x_BTD))
             x_BTD = self._norm("transform_norm")(x_BTD)
             bias_V = self.param("head_bias", nn.initializers.zeros, (self.vocabulary,))
             kernel = nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="head")
             logits = embed.attend(x_BTD) if self.tied else kernel(x_BTD)
-            return wide(logits + bias_V.astype(logits.dtype))
-        drop = lambda rate, x: nn.Dropout(rate, deterministic=not train)(x)  # noqa: E731
-        if self.task == "sequence_classification":
-            x_BTD = activation(self.pool_activation)(
-                self._dense(self.width, "pooler")(drop(self.pool_dropout, x_BTD[:, 0]))
-            )
-        logits = wide(self._dense(self.num_classes, "head")(drop(self.head_dropout, x_BTD)))
+            return _wide(logits + bias_V.astype(logits.dtype))
+        x = self._pooled(x_BTD, train) if self.task == "sequence_classification" else x_BTD
+        x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
+        logits = _wide(self._dense(self.num_classes, "head")(x))
         return (logits[..., 0], logits[..., 1]) if self.task == "question_answering" else logits
+
+    def _pooled(self, x_BTD: jax.Array, train: bool) -> jax.Array:
+        x_BD = nn.Dropout(self.pool_dropout, deterministic=not train)(x_BTD[:, 0])
+        return activation(self.pool_activation)(self._dense(self.width, "pooler")(x_BD))
+
+
+def _wide(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _seen(segments_BT: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """The published families that are a `Bert`: BERT (MiniLM is one), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT.
 
-They differ in their files' names, in where positions begin, and in the pooler.
+They differ in their files' names, in where positions begin, in the pooler, and in what dropout falls on.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ def _task(config: Mapping[str, Any], task: str, num_classes: int | None) -> dict
         raise UserError(f"{config.get('model_type')}: no head for the task {task!r}; there are {', '.join(TASKS)}")
     named = config.get("num_labels") or len(config.get("id2label") or ()) or 2
     count = 2 if task == "question_answering" else named if num_classes is None else num_classes
-    return {"task": task, "num_classes": count, "pad": config.get("pad_token_id")}
+    return {"task": task, "num_classes": count}
 
 
 def _bert(config: Mapping[str, Any], task: str, **options: Any) -> Bert:
@@ -28,6 +28,8 @@ def _bert(config: Mapping[str, Any], task: str, **options: Any) -> Bert:
     refuse(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     roberta = config.get("model_type") in ("roberta", "xlm-roberta", "camembert")
     pad = config.get("pad_token_id", 1 if roberta else 0)
+    if roberta and pad is None:
+        raise UserError(f"config.json: pad_token_id is null; positions of {config['model_type']} begin after it")
     dropout = config.get("hidden_dropout_prob", 0.1)
     given = config.get("classifier_dropout")
     rate = dropout if given is None else given
@@ -47,16 +49,19 @@ def _bert(config: Mapping[str, Any], task: str, **options: Any) -> Bert:
         eps=config.get("layer_norm_eps", 1e-12),
         tied=config.get("tie_word_embeddings", True),
         attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+        out_dropout=dropout,
         dropout=dropout,
         pool_dropout=before if roberta else 0.0,
         head_dropout=before,
         std=config.get("initializer_range", 0.02),
-        **_task(config, task, options.pop("num_classes", None)) | {"pad": pad},
+        **_task(config, task, options.pop("num_classes", None)),
         **options,
     )
 
 
 def _distilbert(config: Mapping[str, Any], task: str, **options: Any) -> Bert:
+    if options.get("pooler"):
+        raise UserError("distilbert: it has no pooler; leave pooler=True out")
     dropout = config.get("dropout", 0.1)
     rates = {
         "sequence_classification": config.get("seq_classif_dropout", 0.2),
@@ -127,6 +132,7 @@ HEADS = {
             "head_bias": "cls.predictions.bias",
         },
         "sequence_classification": {"pooler": "{prefix}.pooler.dense", "head": "classifier"},
+        "features": {"pooler": "{prefix}.pooler.dense"},
     },
     "roberta": CLASSIFIERS | {
         "masked_lm": {
@@ -136,6 +142,7 @@ HEADS = {
             "head_bias": "lm_head.bias",
         },
         "sequence_classification": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
+        "features": {"pooler": "{prefix}.pooler.dense"},
     },
     "distilbert": CLASSIFIERS | {
         "masked_lm": {
@@ -153,13 +160,15 @@ def _tensors(
     module: Bert, body: Mapping[str, str], heads: Mapping[str, Mapping[str, str]], prefix: str
 ) -> list[Tensor]:
     """Every tensor of a module of this task."""
-    found = []
-    for ours, theirs in (body | heads.get(module.task, {})).items():
+    found, headless = [], module.task == "features" and not module.pooler
+    its = {} if headless else heads.get(module.task, {})
+    for ours, theirs in {**body, **its}.items():
         theirs = theirs.replace("{prefix}", prefix)
         if ours in TABLES:
             found += [Tensor(f"{ours}/embedding", f"{theirs}.weight")] * (ours != "types" or module.types > 0)
         elif ours == "head_bias":
-            found += [Tensor(ours, theirs)]
+            # transformers 5 adds an untied head's own bias; the tied one is in its files too, and counts for nothing.
+            found += [Tensor(ours, theirs if module.tied else f"{its['head']}.bias")]
         elif ours.endswith("norm"):
             found += [Tensor(f"{ours}/scale", f"{theirs}.weight"), Tensor(f"{ours}/bias", f"{theirs}.bias")]
         elif ours == "head" and module.task == "masked_lm":

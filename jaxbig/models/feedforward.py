@@ -25,7 +25,7 @@ class FeedForward(nn.Module):
 
     Example:
         >>> module = FeedForward(hidden=8)
-        >>> params = module.init(jax.random.key(0), jnp.ones((1, 3, 4)))["params"]
+        >>> params = jax.eval_shape(module.init, jax.random.key(0), jax.numpy.ones((1, 3, 4)))["params"]
         >>> params["up"]["kernel"].shape, params["down"]["kernel"].shape
         ((4, 8), (8, 4))
     """

@@ -23,7 +23,7 @@ def bicubic_matrix(old: int, new: int, sharpness: float = -0.75) -> np.ndarray:
 
     Example:
         >>> bicubic_matrix(2, 4).round(3).tolist()[0]
-        [1.123, -0.123]
+        [1.105, -0.105]
 
     Reference:
         Keys (1981), "Cubic convolution interpolation for digital image processing"; there a = -1/2, torch has -3/4.

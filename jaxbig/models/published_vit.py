@@ -19,6 +19,7 @@ from jaxbig.models.interpolate import bicubic
 from jaxbig.models.self_attention import SelfAttention
 
 TASKS = ("image_classification", "features")
+READS = ("cls", "both", "mean")
 
 
 class SwiGLU(nn.Module):
@@ -97,8 +98,8 @@ class PublishedViT(nn.Module):
             "mean", the first token and the mean of the patches, joined.
         task: "image_classification" or "features".
         num_classes: K.
-        attention_dropout, dropout: rates on the attention's shares, and after the embedding and on what each half of a
-            layer adds; used with ``train=True`` (need a "dropout" key).
+        attention_dropout, dropout, layer_dropout: rates on the attention's shares, on the embedding, and on what each
+            half of a layer adds; used with ``train=True`` (need a "dropout" key).
         std: of the initialised kernels and tokens.
         scan_layers, remat: see `Encoder`.
         dtype: of the computation; None: that of parameters. Statistics of norms and softmaxes are float32 at least.
@@ -110,18 +111,20 @@ class PublishedViT(nn.Module):
         logits [B, K], float32 at least; for "features" the last hidden states [B, T, D], tokens in front first.
 
     Raises:
-        UserError: patches do not tile the images, heads do not divide the width, or `masked` without a mask token.
+        UserError: patches do not tile the images, another number of channels, heads do not divide the width, `masked`
+            without a mask token, "both" without a teacher's, or an unknown `task` or `reads`.
 
     Example:
         >>> model = PublishedViT(image=8, patch=4, width=8, layers=2, heads=2, hidden=16, num_classes=5)
-        >>> params = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))["params"]
-        >>> params["patches"]["kernel"].shape, model.apply({"params": params}, jnp.ones((2, 8, 12, 3))).shape
-        ((4, 4, 3, 8), (2, 5))
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 8, 12, 3)))
+        >>> variables["params"]["positions"].shape, logits.shape
+        ((1, 5, 8), (2, 5))
 
     Reference:
         Dosovitskiy et al. (2020), arXiv:2010.11929; Touvron et al. (2020), "DeiT", arXiv:2012.12877; Oquab et al.
         (2023), "DINOv2", arXiv:2304.07193. Deviations from transformers: images of another size are taken without being
-        asked (its ViT wants ``interpolate_pos_encoding=True``); "features" has no pooler.
+        asked (its ViT wants ``interpolate_pos_encoding=True``), but rows and columns that fill no patch are an error;
+        "features" has no pooler; there is no stochastic depth (``drop_path_rate``).
     """
 
     image: int
@@ -143,6 +146,7 @@ class PublishedViT(nn.Module):
     num_classes: int = 2
     attention_dropout: float = 0.0
     dropout: float = 0.0
+    layer_dropout: float = 0.0
     std: float = 0.02
     scan_layers: bool = False
     remat: bool = False
@@ -157,6 +161,15 @@ class PublishedViT(nn.Module):
             )
         if self.width % self.heads:
             raise UserError(f"vit: width {self.width} is not a multiple of heads={self.heads}; change one of them")
+        if x_BHWC.shape[-1] != self.channels:
+            raise UserError(
+                f"vit: images have {x_BHWC.shape[-1]} channels, the model {self.channels}; channels come last"
+            )
+        if self.task not in TASKS or self.reads not in READS:
+            told = f"{', '.join(TASKS)}, and {', '.join(READS)}"
+            raise UserError(f"vit: task={self.task!r} and reads={self.reads!r}; there are {told}")
+        if self.reads == "both" and not self.teacher:
+            raise UserError("vit: reads='both' reads a teacher's token; set teacher=True")
         x_BTD = self._embedded(x_BHWC, masked)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         x_BTD = self._norm(name="norm")(self._stack(x_BTD, train))
@@ -188,7 +201,7 @@ class PublishedViT(nn.Module):
         return jnp.concatenate([*tokens, x_BND], axis=1) + positions_1TD.astype(x_BND.dtype)
 
     def _stack(self, x_BTD: jax.Array, train: bool) -> jax.Array:
-        rates = (self.attention_dropout, self.dropout) if train else (0.0, 0.0)
+        rates = (self.attention_dropout, self.layer_dropout) if train else (0.0, 0.0)
         attend = partial(SelfAttention, self.heads, self.bias, rates[0], self.std, self.dtype)
         mlp = partial(FeedForward, self.hidden, self.activation, self.std, dtype=self.dtype)
         if self.swiglu:

@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
 
     Example:
         >>> module = SelfAttention(heads=2)
-        >>> params = module.init(jax.random.key(0), jnp.ones((1, 3, 4)))["params"]
+        >>> params = jax.eval_shape(module.init, jax.random.key(0), jax.numpy.ones((1, 3, 4)))["params"]
         >>> sorted(params), params["query"]["kernel"].shape
         (['key', 'out', 'query', 'value'], (4, 4))
     """

