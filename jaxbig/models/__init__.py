@@ -4,6 +4,7 @@ from jaxbig.models.bert import Bert
 from jaxbig.models.cache import Cache, empty_cache
 from jaxbig.models.cnn import CNN
 from jaxbig.models.crnn import CRNN
+from jaxbig.models.embed import sentence_embeddings
 from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.families import FAMILIES, family_of
 from jaxbig.models.gpt2 import GPT2
@@ -51,6 +52,7 @@ __all__ = [
     "quantile_edges",
     "replace_head",
     "resnet",
+    "sentence_embeddings",
     "stack_layers",
     "unstack_layers",
     "vit",
