@@ -1,42 +1,27 @@
 """A method of PEFT that adapts modules one by one: what its tensors and its config mean here.
 
 `Codec` is the engine, and each method one value of it: a table of tensors (`jaxbig.hub.peft_tensors.Part`), a function
-from our arguments to PEFT's config, one back. `Link` is what both directions exchange with a transform.
+from our arguments to PEFT's config, one back.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbig.errors import UserError
 from jaxbig.hub.peft_files import Tensors
+from jaxbig.hub.peft_link import Link, named
 from jaxbig.hub.peft_model import Layer, Model
 from jaxbig.hub.peft_tensors import Part, from_peft, to_peft
 from jaxbig.lowrank import by_path
-from jaxbig.transform import FACTORIES
 
 PREFIX = "base_model.model."
 Arguments = Mapping[str, Any]
 Arrays = Mapping[str, Any]
-
-
-class Link(NamedTuple):
-    """One technique with what it trains.
-
-    Attributes:
-        arguments: of its factory, with its name under "technique".
-        train: path -> arrays by name, or the array itself.
-        state: as the technique keeps it; of one that is read a function, from the state that `init` makes to its own.
-    """
-
-    arguments: dict[str, Any]
-    train: Mapping[str, Any]
-    state: Any
 
 
 def _same(arrays: Arrays, said: Mapping[str, Any], layer: Layer) -> Arrays:
@@ -71,6 +56,7 @@ class Codec:
         shared: tensors of the whole model: (name in ``state["shared"]``, key); both transposed.
         once: whether a table that is multiplied by as well may be adapted.
         renewed: fields that training changes, so that those of a config that was read do not hold.
+        copied: the key of a tensor that PEFT saves a second time, under the name of a head that is the table itself.
         whole: whether PEFT saves modules whole beside it.
         prefix: of all tensors of modules.
     """
@@ -94,6 +80,7 @@ class Codec:
     shared: Sequence[tuple[str, str]] = ()
     once: bool = False
     renewed: Sequence[str] = ()
+    copied: str = ""
     whole: bool = True
     prefix: str = PREFIX
 
@@ -103,8 +90,13 @@ class Codec:
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
-    def write(self, links: Sequence[Link], model: Model) -> tuple[Tensors, dict[str, Any]]:
+    def write(self, links: Sequence[Link], model: Model, given: bool = False) -> tuple[Tensors, dict[str, Any]]:
         """The tensors by their names, and what the config says.
+
+        Args:
+            links: all of this technique.
+            model: over which they are.
+            given: whether there is a config: then only what training changes of it is told.
 
         Raises:
             UserError: PEFT cannot express it.
@@ -114,9 +106,10 @@ class Codec:
         for link in links:
             for path, trained in link.train.items():
                 arguments = self._of(path, link)
-                arrays = {**_named(trained), **self.frozen(link, path)}
+                arrays = {**named(trained), **self.frozen(link, path)}
+                arrays = {name: np.asarray(array) for name, array in arrays.items()}
                 for i, layer in enumerate(model.layers(path)):
-                    one = {name: np.asarray(array[i] if layer.stacked else array) for name, array in arrays.items()}
+                    one = {name: array[i] if layer.stacked else array for name, array in arrays.items()}
                     one = self.before(one, arguments, layer)
                     parts = self._parts(layer, arguments)
                     said[self.module(layer)] = self.says(arguments, layer, one)
@@ -125,7 +118,7 @@ class Codec:
                 array = np.asarray(link.state["shared"][name]).T
                 if not np.array_equal(tensors.setdefault(key, array), array):
                     raise UserError(f"{self.technique}: the links have other {key}, and PEFT's file holds one")
-        return tensors, self._said(said)
+        return tensors, self._said(said, self.renewed if given else next(iter(said.values())))
 
     def module(self, layer: Layer) -> str:
         """The module that the config names."""
@@ -151,10 +144,10 @@ class Codec:
             raise UserError(f"{self.technique}: {layer.path} is a {layer.kind}, and of those PEFT's tensors differ")
         return parts
 
-    def _said(self, said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _said(self, said: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
         """One config from those of the modules: what most say, and by pattern what the others do."""
         config: dict[str, Any] = {}
-        for name in next(iter(said.values())):
+        for name in names:
             values = {module: its[name] for module, its in said.items()}
             if name in self.joined:
                 config[name] = _gathered(list(values.values()))
@@ -197,6 +190,9 @@ class Codec:
                 )
             arrays = {name: np.stack([its[name] for _, its in each]) for name in each[0][1]}
             found[path] = each[0][0], arrays if layers[0].stacked else each[0][1]
+        for name in [name for name in tensors if self.copied and name.endswith(f".{self.copied}")]:
+            if any(np.array_equal(tensors[name], one) for _, its in found.values() for one in its.values()):
+                del tensors[name]
         shared = {}
         for name, key in self.shared:
             if found and key not in tensors:
@@ -263,31 +259,6 @@ class Codec:
         return links
 
 
-def built(link: Link) -> Any:
-    """The transform of a link that was read."""
-    rest = {name: value for name, value in link.arguments.items() if name != "technique"}
-    return FACTORIES[link.arguments["technique"]](**rest)
-
-
-def filled(link: Link, train: Mapping[str, Any]) -> dict[str, Any]:
-    """What `init` made, with the arrays that were read in their own dtype.
-
-    Raises:
-        UserError: an array is of another shape.
-    """
-    new = {}
-    for path, old in train.items():
-        its, named = _named(link.train[path]), isinstance(old, Mapping)
-        for name, was in _named(old).items():
-            if its[name].shape != was.shape:
-                raise UserError(
-                    f"{path}: {name or 'the leaf'} has the shape {its[name].shape} in the adapter, and "
-                    f"{tuple(was.shape)} as {link.arguments['technique']} would make it"
-                )
-        new[path] = {name: jnp.asarray(its[name]) for name in old} if named else jnp.asarray(its[""])
-    return new
-
-
 def refused(codec: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says that a method here cannot do."""
     of = lambda value: value.lower() if isinstance(value, str) else value or None  # noqa: E731
@@ -296,10 +267,6 @@ def refused(codec: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         for name, allowed in codec.only.items()
         if name in config and of(config[name]) not in [of(value) for value in allowed]
     }
-
-
-def _named(trained: Any) -> dict[str, Any]:
-    return dict(trained) if isinstance(trained, Mapping) else {"": trained}
 
 
 def _gathered(values: list[Any]) -> Any:

@@ -12,10 +12,22 @@ LN_TUNING = Codec(
     lambda arguments, layer, arrays: {}, lambda about, layer, tensors: {}, {"exclude_modules": None},
 )  # fmt: skip
 
+# transformers' Conv1D, whose kernels lie as ours do and not as torch's; other models have linear layers of that name.
+_EITHER = ("c_attn", "c_proj", "c_fc", "q_attn")
+
+
+def _whole(layer, arguments) -> list[Part]:
+    if layer.kind == "product" and layer.stem.rpartition(".")[2] in _EITHER:
+        raise UserError(
+            f"full: {layer.name} may be a linear layer's [out, in] or a Conv1D's [in, out], which its name does not "
+            "tell; adapt it instead, or leave it out"
+        )
+    return [Part("", "{leaf}", "W", "W")]
+
+
 # Beside an adapter of any kind; the config names them in ``modules_to_save``.
 FULL = Codec(
-    "full", "",
-    lambda layer, arguments: [Part("", "{leaf}", "W", "W")], ["{leaf}"],
+    "full", "", _whole, ["{leaf}"],
     lambda arguments, layer, arrays: {}, lambda about, layer, tensors: {}, {}, once=True,
 )  # fmt: skip
 
@@ -34,5 +46,6 @@ def _tokens_take(about, layer, tensors) -> dict[str, Any]:
 
 TRAINABLE_TOKENS = Codec(
     "trainable_tokens", "TRAINABLE_TOKENS", by_kind(_ROWS), ["trainable_tokens_delta"], _tokens_say, _tokens_take,
-    {"init_weights": True}, once=True, whole=False,
+    {"init_weights": True}, once=True, copied="trainable_tokens_delta",
+    whole=False,
 )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxbig.errors import UsageError, UserError
-from jaxbig.hub.peft_codec import Link
 from jaxbig.hub.peft_files import Tensors
+from jaxbig.hub.peft_link import Link
 from jaxbig.hub.peft_model import Layer, Model
 from jaxbig.site import sites
 from jaxbig.tune.prefix import prefix_of
@@ -34,7 +34,7 @@ class Prompts:
     marks: Mapping[str, Any] = {}
     renewed, whole, prefix = (), True, "base_model."
 
-    def write(self, links: Sequence[Link], model: Model) -> tuple[Tensors, dict[str, Any]]:
+    def write(self, links: Sequence[Link], model: Model, given: bool = False) -> tuple[Tensors, dict[str, Any]]:
         """See `jaxbig.hub.peft_codec.Codec.write`."""
         link = _alone(links)
         ((_, parts),) = link.train.items()
@@ -73,7 +73,7 @@ class Prefixes:
     marks: Mapping[str, Any] = {}
     renewed, whole, prefix = (), True, "base_model."
 
-    def write(self, links: Sequence[Link], model: Model) -> tuple[Tensors, dict[str, Any]]:
+    def write(self, links: Sequence[Link], model: Model, given: bool = False) -> tuple[Tensors, dict[str, Any]]:
         """See `jaxbig.hub.peft_codec.Codec.write`."""
         _positioned(model)
         link, found = _alone(links), {}
@@ -95,7 +95,7 @@ class Prefixes:
         stacked = np.concatenate([found[place] for place in wanted], axis=1)
         width, hidden = stacked.shape[1] // len(wanted), link.arguments["hidden"]
         config = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": len(stacked), "token_dim": width,
-                  "num_layers": count, "prefix_projection": hidden is not None, "encoder_hidden_size": hidden,
+                  "num_layers": count, "prefix_projection": hidden is not None, "encoder_hidden_size": hidden or width,
                   "init_weights": None}  # fmt: skip
         return {KEY: stacked}, _CONFIG | config
 

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxbig.errors import UserError
-from jaxbig.hub.peft_codec import Link, built, filled
+from jaxbig.hub.peft_codec import PREFIX
 from jaxbig.hub.peft_codecs import of_config
-from jaxbig.hub.peft_files import Adapter, Names, read_files, some
+from jaxbig.hub.peft_files import Adapter, Names, Tensors, read_files, some
 from jaxbig.hub.peft_leaves import FULL
+from jaxbig.hub.peft_link import Link, built, filled
 from jaxbig.hub.peft_model import Model
+from jaxbig.hub.peft_tensors import Part, from_peft
 from jaxbig.transform import Split, Transform, chain, numbered
 from jaxbig.tree import PyTree
+from jaxbig.weight import materialise
 
 
 def read_peft(folder: str | Path, params: PyTree, uses: Any, names: Names) -> Adapter:
@@ -42,6 +46,7 @@ def read_peft(folder: str | Path, params: PyTree, uses: Any, names: Names) -> Ad
     try:
         links = codec.read(config, tensors, model)
         nothing = not links
+        _drop_base(tensors, model)
         links += dataclasses.replace(FULL, prefix=codec.prefix).read({}, tensors, model)
         if tensors:
             raise UserError(f"{some(tensors)} belong to no leaf of the model: `names` does not lead to them")
@@ -50,6 +55,19 @@ def read_peft(folder: str | Path, params: PyTree, uses: Any, names: Names) -> Ad
         return Adapter(*_over(links, params, uses), config)
     except UserError as error:
         raise type(error)(f"{folder}: {error}") from error
+
+
+def _drop_base(tensors: Tensors, model: Model) -> None:
+    """PEFT saves the base's own table beside its adapter; one that is not the model's is an error."""
+    for key in [key for key in tensors if key.endswith(".base_layer.weight")]:
+        name = key.removeprefix(PREFIX).replace(".base_layer", "")
+        path, i = model.of(name) or ("", 0)
+        if not path:
+            continue
+        layer, leaf = model.layers(path)[i], materialise(model.leaves[path])
+        ours = np.asarray(leaf[i] if layer.stacked else leaf)
+        if not np.array_equal(from_peft(Part("", "", "W", "W"), layer, tensors.pop(key)).astype(ours.dtype), ours):
+            raise UserError(f"{key} is another than {path} of the model: the adapter belongs to another base")
 
 
 def _over(links: list[Link], params: PyTree, uses: Any) -> tuple[Transform, Split]:

@@ -1,5 +1,6 @@
 """PEFT's updates of other forms than low rank: LoHa, LoKr, FourierFT, SHiRA."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from jaxbig.errors import UserError
 from jaxbig.hub.peft_codec import Codec, by_kind, keys_of
 from jaxbig.hub.peft_tensors import Part
-from jaxbig.tune.fourierft import drawn
+from jaxbig.tune.fourierft import SHUFFLED, drawn
 from jaxbig.tune.lokr import divided
 
 _PATTERNS = {"r": "rank_pattern", "alpha": "alpha_pattern"}
@@ -76,6 +77,8 @@ def _fourier_says(arguments, layer, arrays) -> dict[str, Any]:
 
 
 def _fourier_takes(about, layer, tensors) -> dict[str, Any]:
+    if math.prod(layer.site.matrix) >= SHUFFLED:
+        raise UserError(f"fourierft: {layer.path} is too large for the places that torch draws to be known here")
     return {
         "frequencies": about["n_frequency"],
         "scale": float(about["scaling"]),
@@ -92,8 +95,9 @@ def _places_of_each(link, path) -> dict[str, Any]:
 
 def _drawn_alike(arrays, arguments, layer) -> dict[str, Any]:
     """PEFT keeps no places but draws them again: those of the adapter have to be the same."""
-    places = drawn(arguments["seed"], *layer.site.matrix, arguments["frequencies"])
-    if not np.array_equal(places, arrays["places"]):
+    inputs, outputs = layer.site.matrix
+    places = drawn(arguments["seed"], inputs, outputs, arguments["frequencies"])
+    if inputs * outputs >= SHUFFLED or not np.array_equal(places, arrays["places"]):
         raise UserError(
             f"fourierft: the places of {layer.path} are not those that PEFT draws from the seed {arguments['seed']}, "
             "and its file holds none"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxbig.errors import UsageError, UserError
-from jaxbig.hub.peft_codec import Link
 from jaxbig.hub.peft_codecs import of_techniques
 from jaxbig.hub.peft_files import VERSION, Adapter, Names, write_files
 from jaxbig.hub.peft_leaves import FULL
+from jaxbig.hub.peft_link import Link
 from jaxbig.hub.peft_model import Model
 from jaxbig.transform import numbered
 from jaxbig.usage import Use
@@ -64,18 +64,17 @@ def write_peft(folder: str | Path, adapter: Adapter, uses: Mapping[str, tuple[Us
     codec = of_techniques([link.arguments["technique"] for link in adapting])
     moved = {path: its for link in links for path, its in link.train.items() if not isinstance(its, Mapping)}
     model = Model(adapter.split.params, uses, names, moved)
-    tensors, said = codec.write(adapting, model)
+    given = adapter.config.get("peft_type")
+    if given and given not in codec.peft_types:
+        raise UsageError(f"write_peft: the config is of {given}, and this is {codec.technique}")
+    tensors, said = codec.write(adapting, model, bool(given))
     if whole and not codec.whole:
         raise UserError(f"write_peft: beside {codec.technique} PEFT saves no module whole, and full trains some")
     if whole:
         more, their = dataclasses.replace(FULL, prefix=codec.prefix).write(whole, model)
         tensors |= more
         said["modules_to_save"] = their["target_modules"]
-    config = _CONFIG | said | adapter.config
-    if "peft_type" in adapter.config:
-        if config["peft_type"] not in codec.peft_types:
-            raise UsageError(f"write_peft: the config is of {config['peft_type']}, and this is {codec.technique}")
-        config = dict(adapter.config) | {name: said[name] for name in codec.renewed}
+    config = adapter.config | {name: said[name] for name in codec.renewed} if given else _CONFIG | said | adapter.config
     write_files(Path(folder), config, tensors)
     return sorted(tensors)
 

@@ -12,6 +12,8 @@ from jaxbig.matrix import Delta
 from jaxbig.transform import Transform, key_for, technique
 from jaxbig.weight import static
 
+SHUFFLED = (2**32 - 1) // 20
+
 
 class Spectral(Delta):
     """``base + scale * Re ifft2(F)``, F zero but at a few places.
@@ -96,7 +98,7 @@ def drawn(seed: int, inputs: int, outputs: int, count: int) -> np.ndarray:
     """`count` distinct places of a matrix [I, O], those that PEFT has for a seed: int32 [count].
 
     They are the first of torch's random order of all places of [O, I]: a shuffle by the Mersenne twister, which NumPy
-    has too. A matrix of more than 2^32 / 20 entries torch shuffles otherwise: there they are not PEFT's.
+    has too. A matrix of `SHUFFLED` entries or more torch shuffles otherwise: there they are not PEFT's.
 
     Args:
         seed: the lower 32 bits count.

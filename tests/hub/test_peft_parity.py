@@ -8,6 +8,7 @@ import peft_stack as stack
 import pytest
 
 from jaxbig import partition
+from jaxbig.errors import UserError
 from jaxbig.hub.peft_files import Adapter, read_files
 from jaxbig.hub.peft_read import read_peft
 from jaxbig.hub.peft_write import write_peft
@@ -15,7 +16,7 @@ from jaxbig.lift import lift
 from jaxbig.tune.adalora import adalora
 from jaxbig.tune.boft import boft
 from jaxbig.tune.dora import dora
-from jaxbig.tune.fourierft import fourierft
+from jaxbig.tune.fourierft import drawn, fourierft
 from jaxbig.tune.hra import hra
 from jaxbig.tune.ia3 import ia3
 from jaxbig.tune.ln_tuning import ln_tuning
@@ -156,3 +157,112 @@ def test_what_we_save_peft_loads_with_the_keys_and_the_config_that_it_writes(nam
     if their_config.get("feedforward_modules"):
         their_config["feedforward_modules"].sort()
     assert our_config == their_config
+
+
+VARIANTS = {
+    "ranks and alphas by module": (
+        "loha", {"rank_pattern": {"up": 3, "conv": 1}, "alpha_pattern": {r"layers\.\d\.down": 7}},
+    ),
+    "rank-stabilised dora by module": ("dora", {"use_rslora": True, "rank_pattern": {"down": 1}, "lora_dropout": 0.1}),
+    "frequencies by module": ("fourierft", {"n_frequency_pattern": {"up": 3}}),
+    "four terms": ("oft", {"num_cayley_neumann_terms": 4}),
+    "three terms, which are four": ("oft", {"num_cayley_neumann_terms": 3}),
+    "sides that peft adjusts": ("oft", {"oft_block_size": 5}),
+    "a number of blocks": ("oft", {"r": 2, "oft_block_size": 0}),
+    "a number of blocks of a butterfly": ("boft", {"boft_block_size": 0, "boft_block_num": 2}),
+    "inputs by pattern": ("ia3 of both sides", {"feedforward_modules": r".*\.down"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", VARIANTS)
+def test_what_else_a_config_may_say_is_computed_alike(what, both, tmp_path):
+    name, more = VARIANTS[what]
+    with jax.enable_x64(True):
+        params = stack.drawn(np.float64)
+        expected = saved_by_peft(both, name, params, tmp_path, **more)
+        uses = stack.uses_of(params)
+        adapter = read_peft(tmp_path, params, uses, stack.names)
+        found = lift(stack.ours)(adapter.transform.apply(adapter.split), *stack.inputs())
+        rtol = LOOSE.get(name, 1e-9)
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 1000)
+        write_peft(tmp_path / "ours", adapter, uses, stack.names)
+        assert read_files(tmp_path / "ours")[0] == read_files(tmp_path)[0]
+        # Said anew, from our arguments alone, it is the same adapter.
+        if what in ("sides that peft adjusts", "a number of blocks", "a number of blocks of a butterfly"):
+            with pytest.raises(UserError, match=r"PEFT's config says one \w*block_size of all modules; here it is"):
+                write_peft(tmp_path / "anew", adapter._replace(config={}), uses, stack.names)
+            return
+        write_peft(tmp_path / "anew", adapter._replace(config={}), uses, stack.names)
+        again = read_peft(tmp_path / "anew", params, uses, stack.names)
+        found = lift(stack.ours)(again.transform.apply(again.split), *stack.inputs())
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 1000)
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "lokr", "shira", "ln_tuning"])
+def test_an_adapter_in_half_precision_keeps_its_dtype(name, both, tmp_path):
+    torch, peft = both
+    params = stack.drawn()
+    for dtype in (torch.bfloat16, torch.float16):
+        base = stack.theirs(torch, params)
+        options = {"target_modules": SETS[name], **CASES[name][2]}
+        model = quiet(peft.get_peft_model, base, getattr(peft, CASES[name][1])(**options))
+        quiet(stirred(torch, model).to(dtype).save_pretrained, tmp_path / "theirs")
+        uses = stack.uses_of(params)
+        adapter = read_peft(tmp_path / "theirs", params, uses, stack.names)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(adapter.split.train)} == {str(dtype).partition(".")[2]}
+        write_peft(tmp_path / "ours", adapter, uses, stack.names)
+        theirs, ours = (load(tmp_path / which / "adapter_model.safetensors") for which in ("theirs", "ours"))
+        assert theirs.keys() == ours.keys()
+        assert all(theirs[key].dtype == ours[key].dtype and torch.equal(theirs[key], ours[key]) for key in theirs)
+
+
+def load(file):
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def test_triplets_that_peft_took_away(both, tmp_path):
+    """Trained until AdaLoRA chose: PEFT saves what it kept, and a mask."""
+    torch, peft = both
+    torch.manual_seed(0)
+    with jax.enable_x64(True):
+        params = stack.drawn(np.float64)
+        base, options = stack.theirs(torch, params), {**ADALORA, "target_modules": SETS["adalora"], "tfinal": 2}
+        model = stirred(torch, quiet(peft.get_peft_model, base, peft.AdaLoraConfig(**options)).double())
+        for step in range(1, 10):
+            ids, image = stack.inputs()
+            pixels = torch.tensor(image.transpose(0, 3, 1, 2), dtype=torch.float64)
+            (quiet(model, torch.tensor(ids), pixels) ** 2).mean().backward()
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if parameter.grad is not None and "ranknum" not in key:  # which PEFT saves nowhere
+                        parameter.add_(-0.01 * parameter.grad)
+            model.base_model.update_and_allocate(step)
+            model.zero_grad()
+        expected = stack.logits(torch, model.eval())
+        quiet(model.save_pretrained, tmp_path / "theirs")
+        uses = stack.uses_of(params)
+        adapter = read_peft(tmp_path / "theirs", params, uses, stack.names)
+        found = lift(stack.ours)(adapter.transform.apply(adapter.split), *stack.inputs())
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        write_peft(tmp_path / "ours", adapter, uses, stack.names)
+        write_peft(tmp_path / "anew", adapter._replace(config={}), uses, stack.names)
+    (config, tensors), (after, ours) = (read_files(tmp_path / which) for which in ("theirs", "ours"))
+    assert config == after
+    assert sum(map(sum, config["rank_pattern"].values())) < 3 * 7
+    assert read_files(tmp_path / "anew")[0]["rank_pattern"] == config["rank_pattern"]
+    assert tensors.keys() == ours.keys()
+    assert all(tensors[key].tobytes() == ours[key].tobytes() for key in tensors)
+    again = quiet(peft.PeftModel.from_pretrained, stack.theirs(torch, params), tmp_path / "anew").double().eval()
+    np.testing.assert_allclose(stack.logits(torch, again), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("seed", "inputs", "outputs"), [(777, 12, 9), (0, 7, 1), (2**33 + 5, 1000, 300)])
+def test_places_are_those_of_torch(seed, inputs, outputs, both):
+    torch, _ = both
+    order = torch.randperm(inputs * outputs, generator=torch.Generator().manual_seed(seed)).numpy()
+    count = min(1500, inputs * outputs)
+    found = drawn(seed, inputs, outputs, count)
+    rows, columns = np.divmod(order[:count], inputs)
+    np.testing.assert_array_equal(found, columns * outputs + rows)
