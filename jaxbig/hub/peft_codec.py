@@ -214,7 +214,7 @@ class Codec:
         for name, where in self.patterns.items():
             values = [
                 value for pattern, value in (config.get(where) or {}).items()
-                if re.match(rf"(.*\.)?({pattern})$", layer.stem)
+                if fits(rf"(.*\.)?({pattern})", layer.stem)
             ]  # fmt: skip
             about[name] = values[0] if values else about[name]
         return about
@@ -282,6 +282,19 @@ def _shortest(values: Mapping[str, Any]) -> Any:
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return {re.escape(path): value for path, value in values.items()}
+
+
+def fits(pattern: str, name: str) -> bool:
+    r"""Whether a pattern of PEFT's config is a module's whole name.
+
+    Example:
+        >>> fits(r"layers\.\d\.up", "layers.2.up"), fits("up", "layers.2.up")
+        (True, False)
+    """
+    try:
+        return bool(re.fullmatch(pattern, name))
+    except re.error as error:
+        raise UserError(f"its config has {pattern!r}, which is no regular expression: {error}") from None
 
 
 def by_kind(kinds: Mapping[str, Sequence[Part]]) -> Callable[[Layer, Arguments], Sequence[Part]]:

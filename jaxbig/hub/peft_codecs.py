@@ -75,10 +75,13 @@ def of_techniques(names: list[str]) -> Any:
     """
     known = {codec.technique: codec for codec in CODECS}
     odd = [name for name in names if name not in known]
-    if odd or not names:
-        told = odd[0] if odd else "a transform that adapts nothing"
+    if not names:
         raise UsageError(
-            f"write_peft: PEFT has no {told}; its files hold {', '.join(sorted(known))}, and full beside one"
+            "write_peft: full alone is no adapter; PEFT's files hold modules that are saved whole beside one"
+        )
+    if odd:
+        raise UsageError(
+            f"write_peft: PEFT has no {odd[0]}; its files hold {', '.join(sorted(known))}, and full beside one"
         )
     if len(set(names)) > 1:
         raise UsageError(f"write_peft: PEFT's files hold one method, and these are {', '.join(sorted(set(names)))}")

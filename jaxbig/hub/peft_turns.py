@@ -1,12 +1,11 @@
 """PEFT's methods that multiply a weight: OFT, BOFT, HRA, IA3."""
 
-import re
 from typing import Any
 
 import numpy as np
 
 from jaxbig.errors import UserError
-from jaxbig.hub.peft_codec import Codec, by_kind, keys_of
+from jaxbig.hub.peft_codec import Codec, by_kind, fits, keys_of
 from jaxbig.hub.peft_tensors import Part
 
 _REST = {"exclude_modules": None, "init_weights": True, "layers_to_transform": None, "layers_pattern": None,
@@ -124,7 +123,7 @@ def _gain(layer, arguments) -> list[Part]:
 def _ia3_takes(about, layer, tensors) -> dict[str, Any]:
     named = about["feedforward_modules"] or []
     if isinstance(named, str):
-        return {"side": "in" if re.fullmatch(named, layer.stem) else "out"}
+        return {"side": "in" if fits(named, layer.stem) else "out"}
     return {"side": "in" if any(layer.stem.endswith(name) for name in named) else "out"}
 
 

@@ -103,6 +103,7 @@ DAMAGES = {
         "prompt", lambda tensors: tensors.update(prompt_embeddings=np.zeros((3, 5), np.float32)), {},
         "prompt_embeddings has the shape (3, 5), the model wants (tokens, 6)",
     ),
+    "no pattern": ("loha", nothing, {"rank_pattern": {"(up": 3}}, "which is no regular expression"),
     "another type": ("ia3", nothing, {"peft_type": "C3A"}, "holds a C3A adapter"),
     "another base": (
         "lora", put("conv.base_layer.weight", 4, 2, 3, 2), {},
@@ -136,7 +137,7 @@ REFUSED = {
     "rows and a module": (
         chain(trainable_tokens([1], "emb"), full("head/.*")), "beside trainable_tokens PEFT saves no module whole"
     ),
-    "nothing that adapts": (full("head/.*"), "PEFT has no a transform that adapts nothing"),
+    "nothing that adapts": (full("head/.*"), "write_peft: full alone is no adapter"),
 }  # fmt: skip
 
 
