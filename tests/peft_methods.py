@@ -125,7 +125,7 @@ def frozen(state: Any, layers: Mapping[str, Any]) -> Any:
     drawn = {}
     for path, its in layers.items():
         each = its if isinstance(its, list) else [its]
-        if not (hasattr(each[0], "shira_indices") or hasattr(each[0], "fourierft_spectrum")):
+        if not hasattr(each[0], "shira_indices"):  # `fourierft` draws PEFT's places from the same seed
             continue
         places = [_places(layer) for layer in each]
         drawn[path] = state[path].replace(places=jnp.asarray(np.stack(places) if isinstance(its, list) else places[0]))
@@ -139,5 +139,5 @@ def frozen(state: Any, layers: Mapping[str, Any]) -> Any:
 
 def _places(layer: Any) -> np.ndarray:
     """PEFT's (row, column) of [O, I] as flat indices into [I, O]."""
-    rows, columns = (layer.shira_indices if hasattr(layer, "shira_indices") else layer.indices)["default"].numpy()
+    rows, columns = layer.shira_indices["default"].numpy()
     return (columns * layer.out_features + rows).astype(np.int32)
