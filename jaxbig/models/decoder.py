@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from jaxbig.errors import UserError
 from jaxbig.models.attention import Where
@@ -129,7 +130,7 @@ class Head(NamedTuple):
             x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         if self.table is not None and self.task == "causal_lm":
             # `attend` multiplies with a transposed table, for which XLA:CPU has a slower loop at one row.
-            x_BTD, table_VD = nn.dtypes.promote_dtype(x_BTD, self.table.embedding, dtype=self.dtype)
+            x_BTD, table_VD = promote_dtype(x_BTD, self.table.embedding, dtype=self.dtype)
             logits = jnp.einsum("...D,VD->...V", x_BTD, table_VD)
         else:
             bias = self.task == "token_classification"
