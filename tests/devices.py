@@ -8,18 +8,19 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 
 
-def on_devices(count: int, *words: str, timeout: float = 600) -> subprocess.CompletedProcess:
+def on_devices(count: int, *words: str, timeout: float = 600, flags: str = "") -> subprocess.CompletedProcess:
     """Runs ``python *words`` on simulated CPU devices; it compiles as this process does, and finds the tests' modules.
 
     Args:
         count: of devices.
         words: those after the interpreter's name.
         timeout: in seconds.
+        flags: more of XLA's, as XLA_FLAGS has them.
     """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip(),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags} --xla_force_host_platform_device_count={count}",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
     return subprocess.run(
