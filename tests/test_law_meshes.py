@@ -98,7 +98,7 @@ def process(which: str):
 def entries(which: str):
     from law_trial import ALONE
 
-    fast = [("full", 0), ("lora", 0), ("int4", 0), ("2:4", 0)]
+    fast = [("lora", 0), ("int4", 0)]
     return fast if which == "fast" else [alone for alone in ALONE if alone not in fast]
 
 

@@ -10,8 +10,8 @@ import pytest
 from devices import on_devices
 
 TESTS = Path(__file__).resolve().parent
-FAST = ("full-0", "int8-0+lora-0", "2:4-0+bitfit-0")
-CHAINS = ("nf4-0+lora-0", "prune-0+int4-0+lora-0")
+FAST = ("int8-0+lora-0",)
+CHAINS = ("2:4-0+bitfit-0", "nf4-0+lora-0", "prune-0+int4-0+lora-0")
 
 
 def program(name):

@@ -16,6 +16,9 @@ PAGES = (
 )
 
 
+LONG = ("docs/train-a-model.md", "docs/evaluate-a-model.md", "docs/tune-a-model.md")
+
+
 def blocks(page: str) -> str:
     """All Python blocks of a page, joined as one program whose line numbers are the page's."""
     lines, inside = [], False
@@ -26,7 +29,7 @@ def blocks(page: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES])
 def test_code_runs(page):
     source = blocks(page)
     assert source.count("\n    ") + source.count("import") > 3, "the page has lost its code"

@@ -179,6 +179,7 @@ def over_eight_devices():
     assert moved("int8", P(None, "fsdp"))
 
 
+@pytest.mark.slow
 def test_over_a_mesh_the_step_is_the_same_and_moves_nothing_where_blocks_are_whole():
     done = on_devices(8, "-c", "import test_slots; test_slots.over_eight_devices()")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -30,6 +30,7 @@ def run(workdir: Path, *words: str) -> dict:
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells(tmp_path):
     write(tmp_path)
     words = ["--data.dir", str(tmp_path), *SMALL, "--validation", "0.2", "--recipes", "mixup", "--bf16"]

@@ -27,6 +27,7 @@ def made_up(path: Path, rows: int = 120) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_file_to_a_report(tmp_path, capsys):
     made_up(tmp_path / "german.data")
     experiment = load(FILE)

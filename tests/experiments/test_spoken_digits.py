@@ -46,6 +46,7 @@ def run(data: Path, workdir: Path, *words: str) -> dict:
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_hears_tones_of_an_unseen_speaker(data, tmp_path):
     rows = run(data, tmp_path, "--only", "bob", "--epochs", "25", "--no-augment")["table"]
     assert [row["test"] for row in rows] == ["bob"]

@@ -27,6 +27,7 @@ def made_up(folder: Path, sizes: dict[str, int]) -> None:
             file.write("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_it_learns_what_order_means_and_resumes(tmp_path, capsys):
     made_up(tmp_path, {"train.tsv.gz": 600, "dev.tsv.gz": 80, "test.tsv.gz": 100})
     experiment = load(FILE)

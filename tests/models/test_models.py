@@ -48,7 +48,7 @@ def test_the_classic_cnn_on_mnist_shapes():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 225_034
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("padding", ["VALID", pytest.param("SAME", marks=pytest.mark.slow)])
 def test_a_convolution_as_patches_is_the_convolution(padding):
     """Parameters, outputs and gradients, kernels of even and unequal sides too."""
     plain, patches = CNN(3, (4, 6), 8, padding), CNN(3, (4, 6), 8, padding, patches=True)

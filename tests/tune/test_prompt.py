@@ -82,7 +82,7 @@ def compared(technique, expected, params, ids, causal):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-12), grads, expected_grads)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_prompt_is_vectors_before_the_embedded_text(causal):
     with jax.enable_x64(True):
         params, ids = drawn()
@@ -94,7 +94,7 @@ def test_a_prompt_is_vectors_before_the_embedded_text(causal):
         compared(prompt(P), expected, params, ids, causal)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("hidden", [None, 6])
 def test_a_prefix_is_keys_and_values_before_those_of_the_text(causal, hidden):
     """Queries of the text alone, at the positions behind the prefix: what a cache that holds the prefix would give."""
