@@ -6,7 +6,8 @@ Legend: a *turn* is how a file's axes become the leaf's, see `jaxbig.models.fami
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,10 @@ import numpy as np
 from jaxbig.errors import UserError
 from jaxbig.hub.safetensors_file import Stored
 
-BLOCK = 4 << 20  # bytes: what is read, looked at and turned while it is in the processor's cache
+BLOCK = 4 << 20  # bytes: what is read, looked at and cast while it is in the processor's cache
+ROWS = 128  # of a tensor that is turned: more at a time is slower
+FLAT = 4 << 20  # numbers of one that is not: what is worth a thread of its own
+THREADS = 8
 ALIGNED = 64  # bytes: arrays that begin so are taken by XLA's CPU devices as they are, without a copy
 
 
@@ -121,36 +125,68 @@ def fill_tensor(
         UserError: the file ends early, or a number is not finite.
     """
     axes = order(turn, len(tensor.shape))
-    whole = index is None or all(cut == slice(0, tensor.shape[k]) for cut, k in zip(index, axes, strict=True))
-    if whole and axes == tuple(range(len(axes))):
-        _fill_flat(out.reshape(-1), tensor, finite)
-        return
     cuts = [slice(0, n) for n in tensor.shape]
     for cut, k in zip(index or (), axes, strict=False):
         cuts[k] = cut
-    there = out.transpose(np.argsort(axes))  # `out` with the file's axes
+    if axes == tuple(range(len(axes))) and cuts == [slice(0, n) for n in tensor.shape]:
+        _shared(lambda first, last: _fill_flat(out.reshape(-1), tensor, (first, last), finite), 0, out.size, FLAT)
+    else:
+        there = out.transpose(np.argsort(axes))  # with the file's axes
+        rows = cuts[0].start, cuts[0].stop
+        _shared(lambda first, last: _fill_rows(there, tensor, (first, last), cuts, finite), *rows, ROWS)
+
+
+def _shared(work: Callable[[int, int], None], start: int, stop: int, unit: int) -> None:
+    """``work(start, stop)``, in several threads where there are several units of work: reading, casting and copying
+    leave Python to others meanwhile."""
+    units = -(-(stop - start) // unit)
+    count = min(units, THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else THREADS)
+    if count < 2:
+        work(start, stop)
+        return
+    ends = [min(stop, start + unit * (units * i // count)) for i in range(count + 1)]
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, ends[:-1], ends[1:]))
+
+
+def _fill_rows(there: np.ndarray, tensor: Stored, rows: tuple[int, int], cuts: Sequence[slice], finite: bool) -> None:
+    """Rows of a tensor, cut along its other axes, into the array that has its axes."""
     row = math.prod(tensor.shape[1:])
-    many = max(1, min(64, BLOCK // max(1, row * tensor.dtype.itemsize)))  # 64: turning more at a time is slower
-    scratch = np.empty((min(many, tensor.shape[0]), *tensor.shape[1:]), tensor.dtype)
+    many = max(1, min(ROWS, BLOCK // max(1, row * tensor.dtype.itemsize)))
+    scratch = np.empty((min(many, rows[1] - rows[0]), *tensor.shape[1:]), tensor.dtype)
     with tensor.file.open("rb", buffering=0) as file:
-        for first in range(cuts[0].start, cuts[0].stop, many):
-            block = scratch[: min(many, cuts[0].stop - first)]
+        for first in range(*rows, many):
+            block = scratch[: rows[1] - first]
             _read(file.fileno(), block, tensor, tensor.start + first * row * tensor.dtype.itemsize)
             if finite:
                 _check(block, tensor)
-            at = first - cuts[0].start
-            there[at : at + len(block)] = _cast(block[:, *cuts[1:]], out.dtype, tensor, finite)
+            _put(there, first - cuts[0].start, _cast(block[:, *cuts[1:]], there.dtype, tensor, finite))
 
 
-def _fill_flat(out: np.ndarray, tensor: Stored, finite: bool) -> None:
-    """The same for a whole tensor whose axes stay."""
+def _put(there: np.ndarray, at: int, block: np.ndarray) -> None:
+    """``there[at : at + len(block)] = block``; where `there` is a matrix that is turned, by 8 bytes at a time."""
+    count = 8 // there.dtype.itemsize
+    packs = there.ndim == 2 and there.T.flags.c_contiguous and count > 1
+    if not packs or there.shape[0] % count or at % count or len(block) % count:
+        there[at : at + len(block)] = block
+        return
+    bits = np.dtype(f"u{block.dtype.itemsize}")  # NumPy copies its own dtypes faster
+    block, packed = block.view(bits), np.empty((len(block) // count, block.shape[1], count), bits)
+    for i in range(count):
+        packed[:, :, i] = block[i::count]
+    words = there.T.view(np.uint64)
+    words[:, at // count : (at + len(block)) // count] = packed.view(np.uint64)[:, :, 0].T
+
+
+def _fill_flat(out: np.ndarray, tensor: Stored, span: tuple[int, int], finite: bool) -> None:
+    """Numbers of a tensor whose axes stay."""
     size = tensor.dtype.itemsize
     many = BLOCK // size
     same = out.dtype == tensor.dtype
-    scratch = None if same else np.empty(min(many, out.size), tensor.dtype)
+    scratch = None if same else np.empty(min(many, span[1] - span[0]), tensor.dtype)
     with tensor.file.open("rb", buffering=0) as file:
-        for first in range(0, out.size, many):
-            its = out[first : first + many]
+        for first in range(*span, many):
+            its = out[first : min(first + many, span[1])]
             block = its if scratch is None else scratch[: len(its)]
             _read(file.fileno(), block, tensor, tensor.start + first * size)
             if finite:
