@@ -1,6 +1,7 @@
 """Models by name, for the command line: a function of parameters, their shapes and an example's, nothing allocated."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 
-NAMES = "vit-{ti,s,b,l,h}PATCH (vit-b16), resnet{18,34,50}, or FILE.py:FUNCTION"
+NAMES = "vit-{ti,s,b,l,h}PATCH (vit-b16), resnet{18,34,50}, a published model's config.json, or FILE.py:FUNCTION"
 
 
 class Model(NamedTuple):
@@ -27,8 +28,9 @@ def model(spec: str, batch: int = 1, image: int = 224) -> Model:
     """A model by its name, in shapes alone.
 
     Args:
-        spec: see `NAMES`. FUNCTION takes the batch size and returns a linen module and a tuple of its inputs, arrays or
-            `jax.ShapeDtypeStruct`; the file is imported, as `jaxbig run` does.
+        spec: see `NAMES`. Of a ``config.json`` the layers are scanned, the head is that of its first architecture, and
+            inputs are its family's example. FUNCTION takes the batch size and returns a linen module and a tuple of its
+            inputs, arrays or `jax.ShapeDtypeStruct`; the file is imported, as `jaxbig run` does.
         batch: number of rows.
         image: height and width of images.
 
@@ -37,6 +39,7 @@ def model(spec: str, batch: int = 1, image: int = 224) -> Model:
 
     Raises:
         UsageError: no such model, file or function, or the function returns something else.
+        UserError: a ``config.json`` that is damaged, or whose family is unknown.
 
     Example:
         >>> found = model("vit-ti16")
@@ -44,6 +47,8 @@ def model(spec: str, batch: int = 1, image: int = 224) -> Model:
         >>> sum(leaf.size for leaf in paths(found.params).values()), found.inputs[0].shape
         (5717416, (1, 224, 224, 3))
     """
+    if spec.endswith(".json"):
+        return _of_config(Path(spec), batch)
     if ":" in spec:
         return _of_file(spec, batch)
     pixels = jax.ShapeDtypeStruct((batch, image, image, 3), jnp.float32)
@@ -56,6 +61,24 @@ def model(spec: str, batch: int = 1, image: int = 224) -> Model:
 
         return _shapes(spec, resnet(int(found[1]), num_classes=1000), (pixels,))
     raise UsageError(f"no model is called {spec!r}; there are {NAMES}")
+
+
+def _of_config(path: Path, batch: int) -> Model:
+    from jaxbig.models.families import family_of
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no JSON object; give a model's config.json")
+    family = family_of(config)
+    task = family.architectures.get((config.get("architectures") or [""])[0], "features")
+    module = family.module(config, task, scan_layers=True)
+    inputs = (jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype) for leaf in family.example(module))
+    return _shapes(family.name, module, tuple(inputs))
 
 
 def _of_file(spec: str, batch: int) -> Model:

@@ -112,8 +112,9 @@ step. Nothing is allocated or compiled, so the model may be of any size; techniq
 named, and why.
 
 options:
-  --model NAME     vit-ti16, vit-s16, vit-b16, vit-l16, vit-h14, resnet18, resnet34, resnet50; or FILE.py:FUNCTION, a
-                   function that takes the batch size and returns a linen module and a tuple of its inputs
+  --model NAME     vit-ti16, vit-s16, vit-b16, vit-l16, vit-h14, resnet18, resnet34, resnet50; a published model's
+                   config.json; or FILE.py:FUNCTION, a function that takes the batch size and returns a linen module
+                   and a tuple of its inputs
   --method NAME    only these (default: all)
   --batch N        rows of the batch (default 1)
   --image PIXELS   height and width of images (default 224)

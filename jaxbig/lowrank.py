@@ -12,7 +12,7 @@ from jaxbig.contraction import contract
 from jaxbig.errors import UsageError
 from jaxbig.site import Site
 from jaxbig.tree import first_match
-from jaxbig.weight import Weight, aligned, conv, materialise, product, static
+from jaxbig.weight import Weight, aligned, conv, materialise, product, static, wide
 
 
 class LowRank(Weight):
@@ -97,7 +97,8 @@ class LowRank(Weight):
         return Weight.lookup(self.replace(only="all"), ids, axis)
 
     def _up(self):
-        return self.b * self.scale.astype(self.b.dtype)
+        dtype = wide(self.b.dtype)  # a scale of 2/3 would cost a half's last bits
+        return self.b.astype(dtype) * self.scale.astype(dtype)
 
 
 def factors(key, site: Site, rank: int) -> dict[str, jax.Array]:

@@ -1,6 +1,10 @@
 """Fixtures that tests of several parts share."""
 
+import itertools
 import os
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -8,19 +12,33 @@ import pytest
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+SHARED_PROGRAMS = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+
 
 def pytest_configure(config):
     """The fast tier compiles thousands of tiny programs, and half of that is LLVM's optimisation: it goes without, and
-    the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do."""
+    the processes that it starts too. The other tiers, and whoever has set XLA_FLAGS, compile as users do. All processes
+    of a run share what they have compiled, through a folder that goes with it."""
     if config.getoption("markexpr") == "not slow and not parity":
         os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="jaxbig-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        for name, value in (SHARED_PROGRAMS | {"jax_compilation_cache_dir": folder}).items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)
+
+
+FINISHED = itertools.count(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """A process that runs many files would keep every program that it has ever compiled: gigabytes."""
+    """A process that runs many files would keep every program that it has ever compiled: gigabytes. Every fifth file
+    forgets them; files in between share what they trace."""
     yield
-    jax.clear_caches()
+    if next(FINISHED) % 5 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +55,40 @@ def real_data():
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """torch, for tests that compare with it, transformers or peft; skips where they are not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing it says is not ours to mend
+        pytest.importorskip("peft")
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def torch64(torch, monkeypatch):
+    """torch whose names for float32 mean float64: transformers casts to float32 here and there, whatever the model."""
+    for name in ("float32", "float"):
+        monkeypatch.setattr(torch, name, torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with jax.enable_x64(True):
+        yield torch
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def scaled_dropout(torch, monkeypatch):
+    """Dropout, torch's and flax's, that multiplies with 1 - rate: what is left of chance says what it falls on."""
+    import flax.linen as nn
+
+    def theirs(x, p=0.5, training=True, inplace=False):
+        return x * (1 - p) if training else x
+
+    def ours(self, x, deterministic=None, rng=None):
+        return x if nn.merge_param("deterministic", self.deterministic, deterministic) else x * (1 - self.rate)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", theirs)
+    monkeypatch.setattr(nn.Dropout, "__call__", ours)

@@ -48,6 +48,7 @@ def fitted(module):
     return task, fit(task, split, jax.random.key(0), Run(epochs=4, quiet=True), rest)
 
 
+@pytest.mark.parity
 def test_statistics_of_averaged_weights_are_torch_s():
     torch = pytest.importorskip("torch")
     task, run = fitted(Net())

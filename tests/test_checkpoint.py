@@ -3,14 +3,13 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import on_devices
 
 from jaxbig import checkpoint, manifest
 from jaxbig.compress.prune import prune
@@ -217,10 +216,7 @@ print("fine")
 
 
 def test_from_one_mesh_onto_another(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", MESH, str(tmp_path)], env=os.environ | flags, capture_output=True, text=True
-    )
+    done = on_devices(4, "-c", MESH, str(tmp_path))
     assert done.stdout.strip() == "fine", done.stderr[-2000:]
 
 

@@ -20,8 +20,17 @@ def within_one_percent(ours, theirs):
         assert ours[name] == pytest.approx(theirs[name], rel=0.01), f"{name}: {ours} against {theirs}"
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["plain", "remat"])
-@pytest.mark.parametrize("name", METHODS)
+SLOW = (("LoRA", True), ("QLoRA", False))  # each of the two methods and of the two ways stays in the fast tier once
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [
+        pytest.param(name, remat, id=f"{name}{', remat' * remat}", marks=[pytest.mark.slow] * ((name, remat) in SLOW))
+        for name in METHODS
+        for remat in (False, True)
+    ],
+)
 def test_lifting_costs_what_writing_it_by_hand_costs(name, remat):
     (ours, given), (theirs, given_) = programs(name, remat)
     (loss, grads), figures = measured(ours, *given)

@@ -34,6 +34,7 @@ def of(options, tree=None, dtype=jnp.float64, x=X):
     return eva(stats, params, uses, **options), params, uses, stats
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("x", "rank", "options", "ranks"),
     [
@@ -85,6 +86,7 @@ def theirs_of(x, rank, options, monkeypatch):
     return the
 
 
+@pytest.mark.parity
 def test_components_are_numpy_s_to_float64_and_the_model_is_unchanged():
     with jax.enable_x64(True):
         method, params, uses, _ = of({"rank": 3, "rho": 1.0})
@@ -100,6 +102,7 @@ def test_components_are_numpy_s_to_float64_and_the_model_is_unchanged():
         np.testing.assert_array_equal(lift(peft_pair.ours)(method.apply(split), x), peft_pair.ours(params, x))
 
 
+@pytest.mark.parity
 def test_what_comes_back_is_a_lora_that_a_manifest_rebuilds_over_codes_too():
     method, params, uses, _ = of({"rank": 2, "alpha": 3.0}, dtype=jnp.float32)
     whole = chain(quantize("int8"), method)
@@ -150,6 +153,7 @@ def test_every_kind_of_layer_has_orthonormal_components_and_the_model_is_unchang
     np.testing.assert_array_equal(logits, jax.jit(model.apply)(model.params, model.inputs))
 
 
+@pytest.mark.parity
 def test_what_was_not_measured_is_named():
     _, params, uses, stats = of({}, dtype=jnp.float32)
     with pytest.raises(UsageError, match="no Gram matrix of what lin2/kernel is fed"):

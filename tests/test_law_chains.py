@@ -9,6 +9,7 @@ import pytest
 from law_models import Case
 from law_trial import (
     BASIC,
+    KINDS,
     called,
     check_base_is_safe,
     check_every_leaf_learns,
@@ -18,6 +19,7 @@ from law_trial import (
     run_trial,
     shapes,
     stir,
+    tiers,
 )
 
 from jaxbig import checkpoint, registry
@@ -123,7 +125,13 @@ PAIRS = list(itertools.product(BASIC, repeat=2))
 OTHERS = [name for name in REGISTRY if name not in BASIC]
 
 
-@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_pairs_without_sense_say_why():
+    for names in [names for names in PAIRS if why_not(names)]:
+        check(names)
+
+
+@pytest.mark.slow  # what makes sense comes in the triples too
+@pytest.mark.parametrize("names", [names for names in PAIRS if not why_not(names)], ids="+".join)
 def test_pairs(names):
     check(names)
 
@@ -139,7 +147,7 @@ def in_the_middle():
         yield (adapters[i], name, adapters[i + 1], "bitfit")
 
 
-@pytest.mark.parametrize("names", list(in_the_middle()), ids="+".join)
+@pytest.mark.parametrize("names", tiers(in_the_middle(), lambda names: {*names} & {*KINDS, *REWRITING}), ids="+".join)
 def test_each_other_technique_in_the_middle(names):
     check(names)
 
@@ -176,6 +184,7 @@ def covering_triples():
 TRIPLES = covering_triples()
 
 
+@pytest.mark.slow  # the fast tier has every pair in `test_chains_under_scan_remat_and_vmap_and_from_a_checkpoint`
 @pytest.mark.parametrize("names", TRIPLES, ids="+".join)
 def test_triples(names):
     check(names)

@@ -5,13 +5,12 @@ manifest's constructor arguments rebuild, and the sharding rules of the new mesh
 """
 
 import functools
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from devices import on_devices
 
 TESTS = Path(__file__).resolve().parent
 
@@ -93,25 +92,23 @@ def program(which: str):
 
 @functools.cache
 def process(which: str):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-                   "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}  # fmt: skip
-    words = [sys.executable, __file__, which]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
+    return on_devices(8, __file__, which, timeout=3600)
 
 
 def entries(which: str):
-    from law_trial import ALONE, BASIC
+    from law_trial import ALONE
 
-    return [alone for alone in ALONE if (alone[0] in BASIC) == (which == "basic")]
+    fast = [("full", 0), ("lora", 0), ("int4", 0), ("2:4", 0)]
+    return fast if which == "fast" else [alone for alone in ALONE if alone not in fast]
 
 
 def name_of(alone) -> str:
     return f"{alone[0]}-{alone[1]}"
 
 
-@pytest.mark.parametrize("alone", entries("basic"), ids=name_of)
+@pytest.mark.parametrize("alone", entries("fast"), ids=name_of)
 def test_law_6_saved_on_one_mesh_and_restored_on_others(alone):
-    done = process("basic")
+    done = process("fast")
     assert f"{name_of(alone)} is the same\n" in done.stdout, done.stderr[-3000:]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from law_trial import jit
 
 from jaxbig.compress.merge import merge
 from jaxbig.lift import lift
@@ -66,6 +67,6 @@ def test_values_and_gradients_are_those_of_the_merged_weight(name, fn, shape):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # turned inputs of a look-up are expanded, and it says so
-        ours = jax.value_and_grad(loss(lift(fn)))(train)
-    theirs = jax.value_and_grad(loss(lambda params, ids: fn(merge(params), ids)))(train)
+        ours = jit(jax.value_and_grad(loss(lift(fn))))(train)
+    theirs = jit(jax.value_and_grad(loss(lambda params, ids: fn(merge(params), ids))))(train)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), ours, theirs)

@@ -1,13 +1,10 @@
 """Four simulated devices: the mesh and pmap give what one device gives, without compiling twice."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import on_devices
 
 from jaxbig.data import Loader
 from jaxbig.errors import UserError
@@ -61,10 +58,7 @@ print("fine")
 
 
 def test_mesh_and_pmap_equal_one_device(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES, str(tmp_path)], env=os.environ | flags, capture_output=True, text=True
-    )
+    done = on_devices(4, "-c", DEVICES, str(tmp_path))
     assert done.stdout.strip() == "fine", done.stderr[-3000:]
 
 

@@ -55,6 +55,7 @@ def test_it_leaves_as_a_lora_over_the_base_that_was_there_before(name, dtype):
     np.testing.assert_allclose(split.train["w"]["b"][3:], -start.train["w"]["b"])
 
 
+@pytest.mark.parity
 def test_the_conversion_is_peft_s(tmp_path):
     options = {"r": RANK, "lora_alpha": ALPHA}
     the = peft_pair.pair("LoraConfig", double=False, init_lora_weights="pissa", **options)

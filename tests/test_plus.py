@@ -64,6 +64,7 @@ def trained(model):
     return {"lora": low, "bitfit": {"lin1/bias": bias}}
 
 
+@pytest.mark.parity
 def test_six_steps_of_adamw_are_peft_s(theirs):
     torch, model, weights, optimizer = theirs
     ids, target = np.random.default_rng(0).integers(0, 11, (4, 5)), np.random.default_rng(1).normal(size=(4, 3))

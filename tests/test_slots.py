@@ -1,9 +1,6 @@
 """Moments in bfloat16 and 8 bits: the code itself, its size, and the training it leaves (almost) as it was."""
 
-import os
 import re
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -11,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import on_devices
 
 from jaxbig import slots
 from jaxbig.data import load_digits
@@ -182,8 +180,5 @@ def over_eight_devices():
 
 
 def test_over_a_mesh_the_step_is_the_same_and_moves_nothing_where_blocks_are_whole():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", "import test_slots; test_slots.over_eight_devices()"]
-    here = os.path.dirname(__file__)
-    done = subprocess.run(command, env={**os.environ, **flags}, cwd=here, capture_output=True, text=True)
+    done = on_devices(8, "-c", "import test_slots; test_slots.over_eight_devices()")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -43,7 +43,9 @@ def close(ours, theirs, tolerance=2e-5):
         assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3)
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize(
+    "technique", [pytest.param(t, marks=[pytest.mark.slow] * (t not in ("qlora", "bitfit"))) for t in TECHNIQUES]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_users_model(name, technique):
     fn, params, args = MODELS[name]()

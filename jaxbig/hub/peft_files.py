@@ -1,29 +1,31 @@
-"""LoRA adapters in PEFT's files: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""Adapters in PEFT's files, ``adapter_config.json`` and ``adapter_model.safetensors``: read and written whole.
 
 PEFT names tensors by the modules of a torch model, jaxbig leaves by paths of a tree, so both directions take `names`:
 a function from a leaf's path to the torch parameter that it is, such as ``"h.0.attn.c_attn.weight"``; for a leaf that
 holds a stack of layers, to a list of them, one a layer. Axes follow from how the model uses the leaf.
+
+Which methods travel, and what of them does not, is said in `jaxbig.hub.peft_codecs`.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxbig import atomic
 from jaxbig.errors import UserError
 from jaxbig.transform import Split, Transform
 
 Names = Callable[[str], str | Sequence[str] | None]
 Tensors = dict[str, np.ndarray]
-PREFIX = "base_model.model."
-# What a config may say that changes what the tensors mean, and what it has to say for them to mean plain LoRA.
-_PLAIN = {
-    "use_dora": False, "use_qalora": False, "lora_bias": False, "layer_replication": None, "target_parameters": None,
-    "trainable_token_indices": None, "bias": "none", "use_bdlora": None, "arrow_config": None,
-    "alora_invocation_tokens": None,
+# The version whose files these are; PEFT writes its own.
+VERSION = "0.21.2"
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 
 
@@ -35,45 +37,48 @@ class Adapter(NamedTuple):
     config: dict[str, Any]
 
 
-def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The config, and the tensors by what follows PEFT's prefix."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+def read_files(folder: Path) -> tuple[dict[str, Any], Tensors]:
+    """The config and the tensors, each in the dtype that the file holds.
+
+    Args:
+        folder: holds the two files.
+
+    Returns:
+        config, and name -> array.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    from safetensors import SafetensorError, deserialize
 
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        tensors = load((folder / "adapter_model.safetensors").read_bytes())
+        found = deserialize((folder / "adapter_model.safetensors").read_bytes())
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); give the folder of a PEFT adapter"
         ) from error
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: is damaged or no PEFT adapter: {error}") from error
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: holds a {config.get('peft_type')} adapter; read_peft reads LORA")
-    odd = {key: config[key] for key, plain in _PLAIN.items() if config.get(key, plain) not in (plain, None, {}, [])}
-    if odd:
-        raise UserError(f"{folder}: its config says {odd}, which plain LoRA has not; read_peft cannot read it")
-    return config, {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: is damaged or no PEFT adapter: its config is no JSON object")
+    return config, {name: _array(folder, name, entry) for name, entry in found}
 
 
-def modules(found: str | Sequence[str] | None) -> list[str]:
-    """What `Names` gives, as a list: one for each layer of a stack.
-
-    Example:
-        >>> modules("head.weight"), modules(None)
-        (['head.weight'], [])
-    """
-    return [] if found is None else [found] if isinstance(found, str) else list(found)
+def _array(folder: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    if entry["dtype"] not in _DTYPES:
+        raise UserError(f"{folder}: {name} is of the type {entry['dtype']}; adapters are read in {', '.join(_DTYPES)}")
+    return np.frombuffer(entry["data"], jnp.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])
 
 
-def by_module(config: Mapping[str, Any], module: str) -> float:
-    """The alpha of a module: the first pattern that fits the end of its name, else the one of all."""
-    stem = module.removesuffix(".weight")
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", stem):
-            return value
-    return config["lora_alpha"]
+def write_files(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> None:
+    """Makes the folder where it is not there, and replaces each file whole or not at all."""
+    from safetensors.numpy import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    atomic.write(folder / "adapter_model.safetensors", save(whole, {"format": "pt"}))
+    atomic.write(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def some(names: Mapping[str, Any]) -> str:

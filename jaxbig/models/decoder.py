@@ -128,7 +128,9 @@ class Head(NamedTuple):
         if self.task == "token_classification":
             x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         if self.table is not None and self.task == "causal_lm":
-            logits = self.table.attend(x_BTD)
+            # `attend` multiplies with a transposed table, for which XLA:CPU has a slower loop at one row.
+            x_BTD, table_VD = nn.dtypes.promote_dtype(x_BTD, self.table.embedding, dtype=self.dtype)
+            logits = jnp.einsum("...D,VD->...V", x_BTD, table_VD)
         else:
             bias = self.task == "token_classification"
             logits = nn.Dense(self.size, use_bias=bias, dtype=self.dtype, kernel_init=self.init, name="head")(x_BTD)

@@ -4,10 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxbig.errors import UserError
+from jaxbig.models.bert_families import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from jaxbig.models.family import Family
+from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from jaxbig.models.vit_families import DEIT, DINOV2, VIT
 
 ALL: tuple[Family, ...] = (
+    BERT,
+    CAMEMBERT,
+    DISTILBERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    DEIT,
+    DINOV2,
+    VIT,
+    GPT2_FAMILY,
     LLAMA,
     MISTRAL,
     QWEN2,

@@ -141,6 +141,9 @@ def angles(rope: Rope, width: int, positions_BT: jax.Array, dtype: Any = jnp.flo
     Returns:
         two arrays [B, T, R].
 
+    Raises:
+        UserError: an odd width, or "dynamic" with a single plane.
+
     Example:
         >>> cos, sin = angles(Rope(), 8, jnp.arange(3)[None])
         >>> cos.shape, float(cos[0, 0, 0]), float(sin[0, 0, 0])
@@ -148,12 +151,16 @@ def angles(rope: Rope, width: int, positions_BT: jax.Array, dtype: Any = jnp.flo
 
     Reference:
         Su et al. (2021), "RoFormer", arXiv:2104.09864; Peng et al. (2023), "YaRN", arXiv:2309.00071 ("dynamic" and
-        "yarn"); Llama Team (2024), arXiv:2407.21783 ("llama3"). Deviation from transformers: frequencies are computed
-        in float64 and rounded once, theirs in float32; they differ by a few parts in 10^7.
+        "yarn"); Llama Team (2024), arXiv:2407.21783 ("llama3"). Deviations from transformers: frequencies are computed
+        in float64 and rounded once, theirs in float32; they differ by a few parts in 10^7. "dynamic" depends on the
+        largest position of this call alone, theirs on the largest of all calls; keys in a cache stay as they were
+        rotated, as theirs do.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     f_R = jnp.asarray(frequencies(rope, width), wide)
     if rope.kind == "dynamic":
+        if width == 2:
+            raise UserError("rope: 'dynamic' is not defined for heads of width 2, which have one plane")
         length = jnp.maximum(positions_BT.max() + 1, rope.length).astype(wide)
         grown = rope.factor * length / rope.length - (rope.factor - 1)
         f_R = f_R * grown ** jnp.asarray(-np.arange(0, width, 2) / (width - 2), wide)

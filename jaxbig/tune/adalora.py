@@ -11,6 +11,7 @@ from jaxbig.lowrank import LowRank, check_rank
 from jaxbig.site import sites
 from jaxbig.transform import Split, Transform, key_for, technique
 from jaxbig.tree import PyTree, paths, replace
+from jaxbig.weight import wide
 
 
 @technique
@@ -104,9 +105,10 @@ def adalora(
         bases = paths(split.params)
 
         def adapted(path, parts):
-            a, e = parts["a"], parts["e"]
+            dtype = wide(parts["a"].dtype)
+            a, e = parts["a"].astype(dtype), parts["e"].astype(dtype)
             inputs = (1,) * (a.ndim - e.ndim)
-            scale = jnp.asarray((rank if alpha is None else alpha) / (rank + 1e-5), a.dtype)
+            scale = jnp.asarray((rank if alpha is None else alpha) / (rank + 1e-5), dtype)
             along = a * e.reshape(*e.shape[:-1], *inputs, rank)
             low = split.state["weights"][path]
             return low.replace(base=bases.get(path), a=along, b=parts["b"], scale=scale)

@@ -67,7 +67,7 @@ class Lengthened(Weight):
 
     def as_diagonal(self) -> Diagonal:
         """V with the factors m / |V| of its outputs, 1 where V is zero; no gradient goes through the norm."""
-        norms = lax.stop_gradient(self.norms()).astype(self.magnitude.dtype)
+        norms = lax.stop_gradient(self.norms())
         gain = jnp.where(norms > 0, self.magnitude / jnp.where(norms > 0, norms, 1), 1)
         return Diagonal(
             self.low, self.in_axes, self.out_axes, "out", gain.reshape(*gain.shape[: len(self.stack_axes())], -1)

@@ -4,12 +4,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbig.adapter import adapter
 from jaxbig.errors import UsageError
-from jaxbig.matrix import Delta, places
+from jaxbig.matrix import Delta
 from jaxbig.transform import Transform, key_for, technique
 from jaxbig.weight import static
+
+SHUFFLED = (2**32 - 1) // 20
 
 
 class Spectral(Delta):
@@ -47,7 +50,7 @@ def fourierft(
         where: the weights; None: every product and every ungrouped convolution except the model's head and tables.
         zero: begin with F = 0, so that the model is unchanged, bit for bit (up to the sign of zeros). False, the
             paper's way: normal coefficients, which change W by about ``scale sqrt(n) / (I O)``.
-        seed: of the places, which are the same whatever key `init` is given.
+        seed: of the places, which are the same whatever key `init` is given, and those that PEFT draws from it.
 
     Returns:
         a Transform; ``train[path] = {"spectrum": [*stack, n]}``, float32 (float64 over a float64 base); the places are
@@ -68,7 +71,7 @@ def fourierft(
         (7,)
 
     Reference: Gao et al. 2024, arXiv:2405.03003. Deviations: a kernel [I, O] is transformed as it lies, where torch's
-    lies as [O, I] (the same family of updates); no bias towards low frequencies.
+    lies as [O, I]: the same update, of transposed places; no bias towards low frequencies.
 
     Limit: over a mesh of CPU devices XLA refuses the sharded transform (jax 0.10).
     """
@@ -82,10 +85,37 @@ def fourierft(
                 f"fourierft: {path} has {inputs * outputs} entries in a layer, fewer than frequencies={frequencies}; "
                 "use fewer, or leave it out with where="
             )
-        chosen = places(jax.random.key(seed), (), inputs * outputs, frequencies)
+        chosen = jnp.asarray(drawn(seed, inputs, outputs, frequencies))
         shape = (*site.stack, frequencies)
         spectrum = jnp.zeros(shape, site.dtype) if zero else jax.random.normal(key_for(key, path), shape, site.dtype)
         weight = Spectral(None, site.in_axes, site.out_axes, places=chosen, size=site.matrix)
         return {"spectrum": spectrum}, weight
 
     return adapter("fourierft", where, start, lambda state, path: {"scale": jnp.asarray(scale)})
+
+
+def drawn(seed: int, inputs: int, outputs: int, count: int) -> np.ndarray:
+    """`count` distinct places of a matrix [I, O], those that PEFT has for a seed: int32 [count].
+
+    They are the first of torch's random order of all places of [O, I]: a shuffle by the Mersenne twister, which NumPy
+    has too. A matrix of `SHUFFLED` entries or more torch shuffles otherwise: there they are not PEFT's.
+
+    Args:
+        seed: the lower 32 bits count.
+        inputs, outputs: I, O.
+        count: no more than I O.
+
+    Returns:
+        indices into the flattened matrix.
+
+    Example:
+        >>> drawn(777, inputs=4, outputs=3, count=3).tolist()
+        [11, 10, 9]
+    """
+    total, moved, chosen = inputs * outputs, {}, np.empty(count, np.int64)
+    random = np.random.RandomState(seed % 2**32).randint(0, 2**32, size=count, dtype=np.uint32)
+    for i, number in enumerate(random.tolist()):
+        j = i + number % (total - i)
+        chosen[i], moved[j] = moved.get(j, j), moved.get(i, i)
+    rows, columns = np.divmod(chosen, inputs)  # of [O, I]
+    return (columns * outputs + rows).astype(np.int32)

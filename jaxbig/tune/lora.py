@@ -11,6 +11,7 @@ from jaxbig.lowrank import LowRank, by_path, check_rank, factors, scale_of
 from jaxbig.site import sites
 from jaxbig.transform import Split, Transform, key_for, technique
 from jaxbig.tree import paths, replace
+from jaxbig.weight import wide
 
 
 @technique
@@ -89,7 +90,7 @@ def lora(
             low = split.state[path].replace(base=leaf, **split.train[path])
             scale = scale_of(low.a.shape[-1], alphas[path], stabilised)
             keys = None if key is None else _stacked_keys(key_for(key, path), low)
-            return low.replace(scale=jnp.asarray(scale, low.a.dtype), key=keys, rate=rate)
+            return low.replace(scale=jnp.asarray(scale, wide(low.a.dtype)), key=keys, rate=rate)
 
         bases = paths(split.params)  # a later link that trains the base puts it under the update in its own turn
         return replace(split.params, {path: adapted(path, bases.get(path)) for path in split.train})

@@ -136,7 +136,7 @@ def prefix(
         def dress(params, length):
             leaves = paths(params)
             return replace(params, {
-                path: of.replace(base=leaves[path], prefix=_prefix(of, split.train, path), length=length)
+                path: of.replace(base=leaves[path], prefix=prefix_of(of, split.train, path), length=length)
                 for path, of in split.state.items()
             })  # fmt: skip
 
@@ -145,8 +145,15 @@ def prefix(
     return Transform("prefix", init, lambda split, key=None: split.params, wrap=wrap)
 
 
-def _prefix(of: Prefixed, train: Mapping[str, Any], path: str) -> Any:
-    """[*stack, P, *out]."""
+def prefix_of(of: Prefixed, train: Mapping[str, Any], path: str) -> Any:
+    """The prefix of a kernel, [*stack, P, *out]: what is trained, or what the network makes of it.
+
+    Args:
+        of: ``split.state[path]``; train: ``split.train``; path: of the kernel.
+
+    Returns:
+        the array.
+    """
     parts = train[path]
     if "prefix" in parts:
         return parts["prefix"]

@@ -122,7 +122,7 @@ def prompt(
     def wrap(split, fn):
         def dress(params, length):
             ((path, parts),) = split.train.items()
-            vectors = parts["prompt"] if "prompt" in parts else _vectors(parts)
+            vectors = vectors_of(parts)
             return replace(params, {path: Prompted(paths(params)[path], vectors, length)})
 
         return virtual.around(fn, dress)
@@ -154,7 +154,17 @@ def _network(key: Any, tokens: int, width: int, hidden: int, dtype: Any) -> dict
     return {"z": jax.random.normal(keys[0], (tokens, width), dtype), **weights, **biases}
 
 
-def _vectors(parts: Mapping[str, Any]) -> Any:
+def vectors_of(parts: Mapping[str, Any]) -> Any:
+    """The prompt [P, D]: what is trained, or what the network makes of it.
+
+    Args:
+        parts: ``split.train[path]``.
+
+    Returns:
+        the array.
+    """
+    if "prompt" in parts:
+        return parts["prompt"]
     h = parts["z"]
     for i in (1, 2):
         h = jax.nn.relu(h @ parts[f"w{i}"] + parts[f"b{i}"])

@@ -56,6 +56,7 @@ def torch_masks():
     return run
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.83])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_masks_are_torch_s(torch_masks, scope, share):

@@ -39,6 +39,7 @@ def torch():
     return module
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_int8_codes_are_torch_s(torch, per, symmetric):
@@ -62,6 +63,7 @@ def test_int8_codes_are_torch_s(torch, per, symmetric):
     assert ours.codes.dtype == codes.dtype
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_int4_values_are_torch_s_fake_quantisation(torch, per, symmetric):
@@ -113,7 +115,14 @@ CASES = [
 @pytest.mark.parametrize(
     "options", CASES, ids=lambda o: f"{o['format']}-{o['per']}-{'sym' if o['symmetric'] else 'asym'}"
 )
-@pytest.mark.parametrize("shape", [(12, 10), (12, 9), (11, 10), (11, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, marks=[pytest.mark.slow] * (sum(shape) % 2))
+        for shape in itertools.product((12, 11), (10, 9))
+    ],
+    ids=str,
+)
 def test_the_error_is_half_a_step_and_the_product_is_that_of_the_values(options, shape):
     weight = quantised(W[: shape[0], : shape[1]], **options)
     wide = np.asarray(weight.materialise())

@@ -18,6 +18,7 @@ def run(workdir: Path, *words: str) -> list[dict]:
     return json.loads((workdir / "results.json").read_text())["table"]
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_stand_beside_their_mean(blots, tmp_path):
     small = ("--data.dir", str(blots), "--batch-size", "32", "--dropout", "0", "--epochs", "4")
     first, second, mean, _ = run(tmp_path, *small, "--seeds", "2")

@@ -56,6 +56,7 @@ def found(tmp_path_factory):
     return folder, words, first
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells(found):
     folder, _, results = found
     assert len(results["table"]) == 2 * 2 * (1 + 3 + 3)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbig import chain, full, ia3, lora, usage
+from jaxbig import bottleneck, chain, full, lora, usage
 from jaxbig.errors import UsageError, UserError
 from jaxbig.hub.peft_files import Adapter
 from jaxbig.hub.peft_read import read_peft
@@ -35,14 +35,6 @@ def names(path):
     """Our leaves as parameters of the torch model below."""
     known = {"emb": "emb.weight", "conv": "conv.weight", "head/kernel": "head.weight", "head/bias": "head.bias"}
     return known.get(path) or [f"layers.{i}.{path.split('/')[1]}.weight" for i in range(LAYERS)]
-
-
-@pytest.fixture(scope="module")
-def torch():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing it says is not ours to mend
-        pytest.importorskip("peft")
-    return pytest.importorskip("torch")
 
 
 def theirs(torch):
@@ -123,6 +115,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
 def test_peft_to_ours_to_peft_to_the_bit_with_its_logits(name, torch, tmp_path):
     import peft
@@ -151,6 +144,7 @@ def test_peft_to_ours_to_peft_to_the_bit_with_its_logits(name, torch, tmp_path):
         np.testing.assert_array_equal(mine.detach().numpy(), its)
 
 
+@pytest.mark.parity
 def test_an_adapter_of_ours_runs_in_peft(torch, tmp_path):
     import peft
 
@@ -212,11 +206,13 @@ def test_one_layer_may_be_a_stack_and_convolutions_may_have_one_axis(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path):
     pytest.importorskip("safetensors")
     assert written(tmp_path / "good")().transform.config["rank"] == 2
-    with pytest.raises(UserError, match="holds a IA3 adapter; read_peft reads LORA"):
-        written(tmp_path / "a", peft_type="IA3")()
-    with pytest.raises(UserError, match=r"its config says \{'use_dora': True\}"):
-        written(tmp_path / "b", use_dora=True)()
-    with pytest.raises(UserError, match=r"up.lora_A.weight, up.lora_B.weight belong to no leaf"):
+    with pytest.raises(UserError, match=r"holds a POLY adapter; read_peft reads ADALORA, BOFT, .*, LORA, "):
+        written(tmp_path / "a", peft_type="POLY")()
+    with pytest.raises(UserError, match=r"its config says \{'lora_bias': True\}, which lora has not"):
+        written(tmp_path / "b", lora_bias=True)()
+    with pytest.raises(UserError, match=r"'init_lora_weights': 'pissa_niter_4'"):  # its base is not the model's
+        written(tmp_path / "f", init_lora_weights="pissa_niter_4")()
+    with pytest.raises(UserError, match=r"model.up.lora_A.weight, \S*up.lora_B.weight belong to no leaf"):
         written(tmp_path / "c")(lambda path: "down.weight")
     with pytest.raises(UserError, match="cannot be read"):
         read_peft(tmp_path / "nowhere", {}, {}, names)
@@ -229,11 +225,11 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_what_cannot_be_written_is_named(tmp_path):
     params = {"up": {"kernel": jnp.ones((4, 3))}}
     uses = usage(lambda p, x: jnp.tanh(x @ p["up"]["kernel"]), params, jnp.ones((2, 4)))
-    transform = ia3(where="up/kernel")
-    with pytest.raises(UsageError, match="ia3 is no LoRA"):
-        write_peft(tmp_path, Adapter(transform, transform.init(None, params, uses), {}), uses, names)
+    transform = bottleneck(2, where="up/kernel")
+    with pytest.raises(UsageError, match=r"PEFT has no bottleneck; its files hold adalora, .*, lora, "):
+        write_peft(tmp_path, Adapter(transform, transform.init(jax.random.key(0), params, uses), {}), uses, names)
     transform = lora(2, where="up/kernel")
     adapter = Adapter(transform, transform.init(jax.random.key(0), params, uses), {})
-    with pytest.raises(UsageError, match="`names` has 0 names for up/kernel, which holds 1 layers"):
+    with pytest.raises(UsageError, match="names: there are 0 names for up/kernel, which holds 1 layers"):
         write_peft(tmp_path, adapter, uses, lambda path: None)
     assert not list(tmp_path.iterdir())

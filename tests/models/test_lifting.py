@@ -44,6 +44,7 @@ MODELS = {
     "tabular mlp": lambda: (TabularMLP(3, (4, 5), (8, 10), embedding=2), (row(normal(2, 6)),)),
     "vit": lambda: (ViT(3, 4, 8, layers=2, heads=2, hidden=12), (normal(2, 8, 8, 1),)),
 }
+LARGER = ("resnet bottleneck", "tabular transformer", "gru of features")  # than another of its kind in the fast tier
 TECHNIQUES = {"lora": lambda: lora(rank=2), "lora over int8": lambda: chain(quantize("int8"), lora(rank=2))}
 
 
@@ -74,8 +75,8 @@ def test_usage_sees_every_kernel_and_the_head(name):
     assert {path for path, found in uses.items() if any(use.head for use in found)} == {"head/kernel"}
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("technique", [pytest.param("lora", marks=pytest.mark.slow), "lora over int8"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGER)) for n in MODELS])
 def test_nothing_is_expanded_and_factored_is_merged(name, technique):
     fn, params, inputs = made(name)
     transform = TECHNIQUES[technique]()

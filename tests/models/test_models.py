@@ -62,7 +62,7 @@ def test_a_convolution_as_patches_is_the_convolution(padding):
 
     theirs, ours = step(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), ours, theirs)
-    for size in [(2, 3), (1, 4), (5, 2)]:
+    for size in [(2, 3), (1, 4)]:
         conv = nn.Conv(4, size, padding=padding)
         kernel = conv.init(jax.random.key(0), x)
         expected = conv.apply(kernel, x)

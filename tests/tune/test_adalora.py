@@ -47,6 +47,7 @@ def averages(model, which) -> dict:
     return found
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("t_init", "t_final", "delta_t"), SCHEDULES)
 def test_training_is_peft_s_step_by_step(t_init, t_final, delta_t):
     times = {"t_init": t_init, "t_final": t_final, "delta_t": delta_t}
@@ -92,6 +93,7 @@ def test_training_is_peft_s_step_by_step(t_init, t_final, delta_t):
         assert all(not (leaf != 0).any() for leaf in jax.tree.leaves(state["sensitivity"]))  # PEFT starts again, too
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("t_init", "t_final", "delta_t"), SCHEDULES)
 def test_the_budget_is_peft_s(t_init, t_final, delta_t):
     the = peft_pair.pair("AdaLoraConfig", tinit=t_init, tfinal=t_final, deltaT=delta_t, **THEIRS)
@@ -100,6 +102,7 @@ def test_the_budget_is_peft_s(t_init, t_final, delta_t):
         assert budget == the.model.base_model.rankallocator.budget_schedule(i * delta_t)[0]
 
 
+@pytest.mark.parity
 def test_the_penalty_is_peft_s():
     the = peft_pair.pair("AdaLoraConfig", orth_reg_weight=0.3, **THEIRS)
     peft_pair.stir(the)

@@ -102,6 +102,7 @@ def their_steps(torch, model, ids, image, target):
                 parameter -= RATE * grads[name]
 
 
+@pytest.mark.parity
 def test_linear_convolution_and_table_are_peft_s(torch_model):
     torch, model, base = torch_model
     random = np.random.default_rng(0)

@@ -18,6 +18,7 @@ KEY = jax.random.key(0)
 ALPHA = 6.0
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_ranks_and_scales_by_path_are_peft_s(stabilised):
     patterns = {"rank_pattern": {"lin1": 3}, "alpha_pattern": {"lin2": 5.0}}

@@ -118,6 +118,7 @@ def test_a_prefix_is_keys_and_values_before_those_of_the_text(causal, hidden):
         compared(prefix(P, hidden=hidden), expected, params, ids, causal)
 
 
+@pytest.mark.parity
 def test_the_networks_are_peft_s():
     torch = pytest.importorskip("torch")
     with warnings.catch_warnings():

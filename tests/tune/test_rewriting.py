@@ -42,6 +42,7 @@ def of_one_layer(method, w=W, dtype=None):
     return method.init(KEY, params, usage(one_layer, params, jnp.ones((2, w.shape[-2]), dtype)))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", METHODS)
 def test_the_start_is_peft_s(name):
     method, theirs = METHODS[name]
@@ -59,6 +60,7 @@ def test_the_start_is_peft_s(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tight), split.params, peft_pair.tree_of(the.model))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", METHODS)
 def test_outputs_and_gradients_are_peft_s(name):
     method, theirs = METHODS[name]
@@ -98,6 +100,7 @@ def test_pissa_s_start_is_numpy_s_to_float64(shape):
         np.testing.assert_allclose(merge(method.apply(split))["w"], w, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12), (9, 9)])
 @pytest.mark.parametrize("niter", [0, 2])
 def test_the_randomised_decomposition_is_torch_s(shape, niter, monkeypatch):
