@@ -45,7 +45,6 @@ MAY_IMPORT = {
     "eva": CORE + " calibrate site lowrank tune",
     "plus": CORE,
     "registry": CORE + " inject partition tune compress",
-    "hub": CORE + " atomic site lowrank tune",
     "data": "errors tree",
     "models": "errors",
     "objective": "errors weight tree lift",

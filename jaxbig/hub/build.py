@@ -1,8 +1,11 @@
 """From a folder to a module and its leaves' shapes, by what headers and ``config.json`` say: no weights are read."""
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,12 @@ from jaxbig.hub.safetensors_file import Stored
 from jaxbig.models.families import family_of
 from jaxbig.models.family import Family
 from jaxbig.tree import paths
+
+# What Python, jax and flax raise where a config's fields do not fit each other.
+_ODD = (
+    TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError,
+    einops.EinopsError, FlaxError,
+)  # fmt: skip
 
 
 class Opened(NamedTuple):
@@ -93,7 +102,8 @@ def opened(folder: Path, family: Family | None = None) -> Opened:
         UserError: a file is missing or damaged, or jaxbig has no such family.
     """
     config = read_json(folder / CONFIG)
-    family = family_of(config) if family is None else family
+    with _at(folder / CONFIG):
+        family = family_of(config) if family is None else family
     stored = tensors_of(folder)
     configs.check(config, folder / CONFIG, stored)
     return Opened(folder, config, family, stored)
@@ -123,25 +133,40 @@ def build(
     if num_classes is not None:
         options["num_classes"] = num_classes
     try:
-        module = family.module(config, task)
-        _check_options(module, options)
-        module = family.module(config, task, **options)
-        bare = family.module(config, "features") if "features" in family.architectures.values() else None
-        inputs = family.example(module)
-        variables = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
-    except (TypeError, ValueError, KeyError, ArithmeticError, einops.EinopsError, FlaxError) as error:
-        raise UserError(f"{where}: describes no {family.name} that can be built: {error}") from error
+        with _at(where):
+            plain = family.module(config, task)
+            bare = family.module(config, "features") if "features" in family.architectures.values() else None
+            module = _with(plain, partial(family.module, config, task), options)
+            inputs = family.example(module)
+            variables = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
+    except _ODD as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: describes no {family.name} that can be built ({told:.200}); mend it") from error
     shapes = paths(variables["params"])
     leaves = named(family.tensors(module), shapes, None if bare is None else family.tensors(bare))
     return Built(module, task, inputs, shapes, leaves, config)
 
 
-def _check_options(module: nn.Module, options: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _at(where: Path) -> Iterator[None]:
+    """Errors of families speak of ``config.json``; this says which one."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(re.sub(r"^config\.json\b", str(where).replace("\\", r"\\"), str(error))) from error
+
+
+def _with(module: nn.Module, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
+    """The module with options, of which it has to have the fields."""
     known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
-    for name in options.keys() - known:
+    for name in sorted(options.keys() - known):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"
         raise UsageError(f"{type(module).__name__} has no option {name!r}; {hint}")
+    try:
+        return make(**options)
+    except TypeError as error:  # one that config.json decides
+        raise UsageError(f"{type(module).__name__}: {error}; change config.json instead") from error
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

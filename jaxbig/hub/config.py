@@ -16,6 +16,8 @@ _COUNTS = (
 )  # fmt: skip
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
+_SIDES = ("image_size", "patch_size")
+MOST_LAYERS = 2048  # a module of more takes hours to build
 
 
 def check(config: Mapping[str, Any], where: Any, stored: Mapping[str, Stored]) -> None:
@@ -28,23 +30,35 @@ def check(config: Mapping[str, Any], where: Any, stored: Mapping[str, Stored]) -
 
     Raises:
         UserError: a size is no whole number, there are more layers than tensors or a side is longer than all tensors
-            together, or the weights are quantised.
+            together, there are more than 2048 layers, or the weights are quantised.
 
     Example:
         >>> check({"n_layer": 10**9}, "config.json", {})
         Traceback (most recent call last):
             ...
-        jaxbig.errors.UserError: config.json: n_layer is 1000000000; the files hold 0 tensors in all
+        jaxbig.errors.UserError: config.json: n_layer is 1000000000; the files hold 0 tensors in all: they are
+        another model's
     """
     elements = sum(tensor.size for tensor in stored.values())
     for name in (*_COUNTS, *_LAYERS, *_POSITIONS):
         value = config.get(name)
         if value is not None and (type(value) is not int or not 0 <= value < 2**31):
-            raise UserError(f"{where}: {name} is {value!r:.40}; it has to be a whole number")
+            raise UserError(f"{where}: {name} is {value!r:.40}; it has to be a whole number below 2**31")
         if name in _LAYERS and (value or 0) > len(stored):
-            raise UserError(f"{where}: {name} is {value}; the files hold {len(stored)} tensors in all")
+            raise UserError(
+                f"{where}: {name} is {value}; the files hold {len(stored)} tensors in all: they are another model's"
+            )
+        if name in _LAYERS and (value or 0) > MOST_LAYERS:
+            raise UserError(f"{where}: {name} is {value}; jaxbig builds models of at most {MOST_LAYERS} layers")
         if name in _COUNTS and (value or 0) > max(elements, 2**16):
-            raise UserError(f"{where}: {name} is {value}; the files hold {elements} numbers in all")
+            raise UserError(
+                f"{where}: {name} is {value}; the files hold {elements} numbers in all: they are another model's"
+            )
+    for name in _SIDES:
+        value = config.get(name)
+        for side in value if isinstance(value, list) else [value]:
+            if side is not None and (type(side) is not int or not 1 <= side <= 2**16):
+                raise UserError(f"{where}: {name} is {value!r:.40}; it has to be a number of pixels, at most 65536")
     if config.get("quantization_config"):
         raise UserError(
             f"{where}: has a quantization_config: its weights are codes, which jaxbig does not read; load the model in "

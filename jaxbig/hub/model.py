@@ -26,7 +26,8 @@ class Model:
         task: what the head is for.
         family: of the module; it says which tensor each leaf is.
         leaves: path -> its tensors' names in the files.
-        path: the folder it came from, whose tokenizer and other files belong to it; None: none.
+        path: the folder it came from, whose tokenizer and other files belong to it (`jaxbig.save` takes them along);
+            None: none.
         fresh: paths of leaves that no file had, a new head's; drawn at random.
         unused: tensors of the files that no leaf is, such as another task's head.
 

@@ -14,6 +14,8 @@ from jaxbig.hub.fill import Source, stored_shape
 from jaxbig.hub.safetensors_file import Stored
 from jaxbig.models.family import LAYERS, Tensor
 
+WEIGHTS = ("BF16", "F16", "F32", "F64")  # dtypes of narrower floats and of integers are codes, whose scales are others'
+
 
 class Named(NamedTuple):
     """A leaf's tensors.
@@ -112,7 +114,7 @@ def planned(stored: Mapping[str, Stored], given: Given) -> Plan:
         the plan.
 
     Raises:
-        UserError: a tensor is missing, has another shape than the model's, or is no float.
+        UserError: a tensor is missing, has another shape than the model's, or is no float of 16 bits or more.
     """
     sources: dict[str, Source] = {}
     fresh, used = [], set()
@@ -154,7 +156,9 @@ def find(stored: Mapping[str, Stored], name: str, prefix: str) -> Stored | None:
 
 def _missing(name: str, path: str, stored: Mapping[str, Stored]) -> UserError:
     where = next(iter(stored.values())).file.parent if stored else "the file"
-    return UserError(f"{where}: {name} (the model's {path}) is in none of its files; it is another or half a model")
+    return UserError(
+        f"{where}: {name} (the model's {path}) is in none of its files; give the folder of the whole model"
+    )
 
 
 def _checked(tensor: Stored, shape: Sequence[int], path: str) -> Stored:
@@ -163,8 +167,11 @@ def _checked(tensor: Stored, shape: Sequence[int], path: str) -> Stored:
             f"{tensor.file}: {tensor.name} has the shape {list(tensor.shape)}; {list(shape)} is what config.json makes "
             f"the model's {path}"
         )
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise UserError(f"{tensor.file}: {tensor.name} is {tensor.dtype}; a weight has to be of floats")
+    if tensor.code not in WEIGHTS:
+        raise UserError(
+            f"{tensor.file}: {tensor.name} is stored as {tensor.code}; weights are read in {', '.join(WEIGHTS)}: load "
+            "the model in 16 bits and quantise it with jaxbig.quantize"
+        )
     return tensor
 
 

@@ -9,7 +9,6 @@ of ours, and reads a whole tensor for any slice of it: layers of a stack, shards
 would be held twice. Its default, to map the file, counts every page that it touches as the process's.
 """
 
-import json
 import math
 import os
 import stat
@@ -20,9 +19,11 @@ import ml_dtypes
 import numpy as np
 
 from jaxbig.errors import UserError
+from jaxbig.hub.strict_json import LFS, parse_object
 
 LONGEST_HEADER = 100_000_000  # as the format's own reader has it
 MOST_AXES = 32
+LONGEST_NAME = 500
 # The format's dtypes, and what NumPy calls them. Of those of less than a byte only the size is known.
 DTYPES = {
     "BOOL": np.dtype(bool), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("u2"), "I16": np.dtype("i2"),
@@ -62,7 +63,9 @@ class Stored(NamedTuple):
             UserError: NumPy has none for it.
         """
         if self.code not in DTYPES:
-            raise UserError(f"{self.file}: {self.name} is stored as {self.code}, which jaxbig does not read")
+            raise UserError(
+                f"{self.file}: {self.name} is stored as {self.code}, which NumPy does not have; use float32 or 16 bits"
+            )
         return DTYPES[self.code]
 
     @property
@@ -101,12 +104,16 @@ def read_header(path: str | os.PathLike) -> dict[str, Stored]:
             raise UserError(f"{path}: is no regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            head = file.read(len(LFS))
+            if head == LFS:
+                raise UserError(f"{path}: is a pointer of Git LFS, not the file; run git lfs pull in its folder")
+            length = int.from_bytes(head[:8], "little")
             if size < 8 or length > min(LONGEST_HEADER, size - 8):
-                raise UserError(f"{path}: is damaged or no safetensors file: {size} bytes cannot hold its header")
+                raise _damaged(path, f"its header is said to have {length} bytes, the file has {size}")
+            file.seek(8)
             text = file.read(length)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     found = [
         _stored(path, name, entry, 8 + length) for name, entry in _parsed(path, text).items() if name != "__metadata__"
     ]
@@ -117,30 +124,16 @@ def read_header(path: str | os.PathLike) -> dict[str, Stored]:
             raise _damaged(path, f"{tensor.name} begins at byte {tensor.start}, where {last} comes next")
         last = tensor.stop
     if last != size:
-        raise _damaged(path, f"its tensors end at byte {last}, the file at {size}; it may be half of a download")
+        raise _damaged(path, f"its tensors end at byte {last}, the file at {size}")
     return {tensor.name: tensor for tensor in found}
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: is damaged: {what}")
+    return UserError(f"{path}: is damaged or no safetensors file: {what}; fetch it again")
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs):
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name is given twice")
-        return found
-
-    def no_number(word):
-        raise ValueError(f"{word} is no JSON")
-
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is no JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is no JSON object")
+    header = parse_object(path, text, "its header")
     notes = header.get("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
         raise _damaged(path, "its __metadata__ is no table of texts")
@@ -148,6 +141,8 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _stored(path: Path, name: str, entry: Any, base: int) -> Stored:
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise _damaged(path, f"{name!r:.60} is no name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"{name} is not described by dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

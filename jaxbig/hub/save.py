@@ -17,7 +17,7 @@ from jaxbig.errors import UsageError, UserError
 from jaxbig.hub.fill import order, stored_shape
 from jaxbig.hub.folder import CONFIG
 from jaxbig.hub.model import Model
-from jaxbig.hub.safetensors_write import Out, write_tensors
+from jaxbig.hub.safetensors_write import Out, size_of, write_tensors
 from jaxbig.tree import PyTree, paths
 from jaxbig.weight import is_weight, materialise, restack
 
@@ -32,7 +32,7 @@ ROWS = 1024  # of a tensor, turned at a time
 
 
 def save(
-    folder: str | Path, model: Model, params: PyTree = None, *, dtype: Any = None, max_shard_size: int = MOST,
+    model: Model, params: PyTree, folder: str | Path, *, dtype: Any = None, max_shard_size: int | str = MOST,
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Writes a model as transformers does: ``AutoModel.from_pretrained(folder)`` reads it, and so does `jaxbig.load`.
@@ -41,19 +41,19 @@ def save(
     files, and what of the tokenizer lies beside the model.
 
     Args:
-        folder: where to; it is there whole or not at all, see `jaxbig.atomic.folder`.
         model: what `jaxbig.load` gave.
-        params: of the model, after training; leaves may be Weights (LoRA, codes), which are materialised one after the
-            other, those of a stack layer by layer. None: the model's own.
+        params: of the model, ``model.params`` or what training made of them; leaves may be Weights (LoRA, codes), which
+            are materialised one after the other, those of a stack layer by layer.
+        folder: where to; it is there whole or not at all, see `jaxbig.atomic.folder`.
         dtype: to write; None: each leaf's.
-        max_shard_size: bytes of a file above which there are several and an index.
+        max_shard_size: bytes of a file above which there are several and an index; or text, such as "200MB".
         overwrite: whether a folder that is there gives way; its other files stay.
 
     Returns:
         the folder.
 
     Raises:
-        UsageError: `params` has other leaves than the model.
+        UsageError: `params` has other leaves than the model, or a size is none.
         UserError: a leaf has another shape; the folder is not empty; it cannot be written; an array is spread over
             several processes.
 
@@ -63,19 +63,20 @@ def save(
         >>> sizes = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
         >>> config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "intermediate_size": 12, **sizes}
         >>> model = create(config)
-        >>> folder = save(tempfile.mkdtemp() + "/llama", model, dtype="bfloat16")
+        >>> folder = save(model, model.params, tempfile.mkdtemp() + "/llama", dtype="bfloat16")
         >>> sorted(file.name for file in folder.iterdir())
         ['config.json', 'model.safetensors']
         >>> load(folder, scan_layers=True).params["layers"]["mlp"]["up"]["kernel"].shape
         (2, 8, 12)
     """
-    leaves = _checked(model, model.params if params is None else params)
+    leaves = _checked(model, params)
+    most = size_of(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     tensors = [tensor for path, leaf in leaves.items() for tensor in _tensors(model, path, leaf, dtype)]
     config = {**model.config, **_dtype_field(model.config, tensors)}
     stale = lambda name: bool(re.fullmatch(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*", name))  # noqa: E731
     with atomic.folder(folder, stale if overwrite else None) as place:
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_tensors(place, tensors, max_shard_size)
+        write_tensors(place, tensors, most)
         if model.path is not None:
             copy_beside(model.path, place)
     return Path(folder)
@@ -93,9 +94,9 @@ def copy_beside(source: Path, place: Path) -> None:
 
 def _checked(model: Model, params: PyTree) -> dict[str, Any]:
     leaves, shapes = paths(params), paths(model.params)
-    for path in leaves.keys() ^ model.leaves.keys():
-        lacks = "lacks" if path in model.leaves else "has no tensor for"
-        raise UsageError(f"save: the {'tree' if path in model.leaves else 'model'} {lacks} {path}")
+    for path in sorted(leaves.keys() ^ model.leaves.keys()):
+        told = f"params lack {path}" if path in model.leaves else f"params have {path}, which the model has not"
+        raise UsageError(f"save: {told}; give the whole tree, as model.params is")
     for path, leaf in leaves.items():
         if tuple(leaf.shape) != tuple(shapes[path].shape):
             raise UserError(f"save: {path} has the shape {tuple(leaf.shape)}, the model's is {shapes[path].shape}")
