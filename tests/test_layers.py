@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "checkpoint": "errors tree storage manifest",
     "saver": "errors tree checkpoint",
     "mesh": "errors tree weight",
-    "hub": CORE + " atomic site lowrank tune models mesh",
+    "hub": CORE + " atomic site lowrank tune registry models mesh",
     "placement": "errors tree mesh",
     "metrics": "errors",
     "significance": "errors",
