@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -152,8 +151,10 @@ def _at(where: Path) -> Iterator[None]:
     """Errors of families speak of ``config.json``; this says which one."""
     try:
         yield
+    except UsageError:
+        raise
     except UserError as error:
-        raise type(error)(re.sub(r"^config\.json\b", str(where).replace("\\", r"\\"), str(error))) from error
+        raise UserError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
 
 
 def _with(module: nn.Module, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:

@@ -119,6 +119,8 @@ def read_header(path: str | os.PathLike) -> dict[str, Stored]:
     ]
     found.sort(key=lambda tensor: (tensor.start, tensor.stop))
     last = 8 + length
+    if found and found[-1].stop > size:
+        raise _damaged(path, f"{found[-1].name} ends at byte {found[-1].stop}, the file at {size}")
     for tensor in found:
         if tensor.start != last:
             raise _damaged(path, f"{tensor.name} begins at byte {tensor.start}, where {last} comes next")

@@ -65,10 +65,6 @@ def test_stacked_layers_are_the_same_in_order(folder):
                 assert same(stack[i], arrays[name.replace(".1.", f".{i}.")], turned), path
     assert model.names("layers/mlp/up/kernel")[2] == "model.layers.2.mlp.up_proj.weight"
     assert model.uses["layers/mlp/up/kernel"][0].kind == "product"
-    tokens = jnp.array([[1, 5, 3]])
-    unrolled = load(folder)
-    one, other = (jax.jit(its.apply)(its.params, tokens) for its in (model, unrolled))
-    assert jnp.allclose(one, other, atol=1e-6)
 
 
 def bare(arrays):
@@ -113,10 +109,7 @@ def test_a_tied_head_is_the_table(tmp_path):
     again = load(made.write(tmp_path / "twice", twice, config))
     assert again.unused == tied.unused == ()
     assert "head" not in again.params
-    tokens = jnp.array([[1, 5, 3]])
-    untied = load(made.write(tmp_path / "untied", twice))
-    expected = jax.jit(untied.apply)(untied.params, tokens)
-    np.testing.assert_allclose(jax.jit(tied.apply)(tied.params, tokens), expected, rtol=1e-5, atol=1e-6)
+    assert {use.kind for use in tied.uses["embed/embedding"]} == {"lookup", "product"}
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -197,6 +190,7 @@ def test_a_family_of_one_s_own(folder):
     assert load(other, family=mine).task == "causal_lm"
 
 
+@pytest.mark.slow
 def test_create_draws_what_load_would_read(folder, tmp_path):
     model = create(made.CONFIG | {"num_hidden_layers": 1}, rng=jax.random.key(3))
     expected = {name: leaf.shape for name, leaf in paths(load(folder).params).items() if not name.startswith("layer_")}
@@ -232,6 +226,7 @@ print("all parts lie where they should")
 """
 
 
+@pytest.mark.slow
 def test_straight_onto_a_mesh(folder):
     done = on_devices(4, "-c", SHARDED, str(folder))
     assert done.stdout == "all parts lie where they should\n", done.stderr
