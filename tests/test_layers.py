@@ -98,10 +98,12 @@ MAY_IMPORT = {
     "words": "errors",
     "peft_list": CORE + " catalogue compress flops registry tune words",
     "show": "errors atomic theme data gallery summary words",
-    "info": "errors storage manifest words",
+    "model_info": "errors hub",
+    "convert": "hub words",
+    "info": "errors storage manifest model_info words",
     "compare": "errors history manifest plots report words",
     "experiment": "errors",
-    "cli": "errors experiment show info compare peft_list",
+    "cli": "errors experiment show info convert compare peft_list",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.

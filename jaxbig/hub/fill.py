@@ -175,7 +175,7 @@ def _put(there: np.ndarray, at: int, block: np.ndarray) -> None:
 
 
 @functools.cache
-def _cpu() -> jax.Device | None:
+def _cpu() -> Any:
     """The host as a device of JAX; None where it is none, as with JAX_PLATFORMS=cuda."""
     try:
         return jax.local_devices(backend="cpu")[0]
@@ -201,13 +201,17 @@ def _fill_flat(out: np.ndarray, tensor: Stored, span: tuple[int, int], finite: b
 
 
 def blocks(tensor: Stored, dtype: Any = None) -> Iterator[np.ndarray]:
-    """A tensor's numbers in the file's order, a block at a time, cast; a block is good until the next is asked for."""
+    """A tensor's numbers in the file's order, a block at a time, cast; a block is good until the next is asked for.
+
+    Raises:
+        UserError: the file ends early, or a number is finite and not one of `dtype`.
+    """
     scratch = np.empty(min(BLOCK // tensor.dtype.itemsize, tensor.size), tensor.dtype)
     with tensor.file.open("rb", buffering=0) as file:
         for first in range(0, tensor.size, max(1, scratch.size)):
             block = scratch[: min(scratch.size, tensor.size - first)]
             _read(file.fileno(), block, tensor, tensor.start + first * tensor.dtype.itemsize)
-            yield block if dtype is None else block.astype(dtype)
+            yield block if dtype is None else _cast(block, np.dtype(dtype), tensor, _finite(block))
 
 
 def _read(descriptor: int, block: np.ndarray, tensor: Stored, at: int) -> None:

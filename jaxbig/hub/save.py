@@ -72,14 +72,18 @@ def save(
     leaves = _checked(model, params)
     most = size_of(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     tensors = [tensor for path, leaf in leaves.items() for tensor in _tensors(model, path, leaf, dtype)]
-    config = {**model.config, **_dtype_field(model.config, tensors)}
-    stale = lambda name: bool(re.fullmatch(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*", name))  # noqa: E731
+    config = {**model.config, **dtype_field(model.config, tensors)}
     with atomic.folder(folder, stale if overwrite else None) as place:
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_tensors(place, tensors, most)
         if model.path is not None:
             copy_beside(model.path, place)
     return Path(folder)
+
+
+def stale(name: str) -> bool:
+    """Whether a file of a model's folder holds weights, which new ones replace."""
+    return bool(re.fullmatch(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*", name))
 
 
 def copy_beside(source: Path, place: Path) -> None:
@@ -140,7 +144,7 @@ def _blocks(array: Callable[[], np.ndarray], turn: str, dtype: np.dtype) -> Iter
         yield np.ascontiguousarray(found[first : first + ROWS]).astype(dtype, copy=False)
 
 
-def _dtype_field(config: Mapping[str, Any], tensors: Iterable[Out]) -> dict[str, str]:
+def dtype_field(config: Mapping[str, Any], tensors: Iterable[Out]) -> dict[str, str]:
     """What a config says of the dtype: that of the most bytes."""
     sizes: dict[str, int] = {}
     for tensor in tensors:

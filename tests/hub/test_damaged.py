@@ -90,10 +90,10 @@ def entry(folder, **changes):
     header(folder, lambda table: {**table, UP: {**table[UP], **changes}})
 
 
-def tensors(folder, name=UP, change=None, keep=True):
-    """One tensor changed, added (by `change` of None) or, without `keep`, removed."""
+def tensors(folder, name=UP, change=None):
+    """One tensor changed, added (by `change` of None) or, without it, removed."""
     arrays = dict(ARRAYS)
-    if not keep:
+    if change is None:
         del arrays[name]
     else:
         arrays[name] = change(arrays.get(name))
@@ -282,8 +282,8 @@ ONE = {
     "quantised": (partial(fields, quantization_config={"quant_method": "gptq"}), "quantization_config"),
     "fewer layers than config says": (partial(fields, num_hidden_layers=2), r"layers\.1\..* is in none of its files"),
     "another width than config says": (partial(fields, intermediate_size=16), r"\[8, 12\]; \[8, 16\] is what"),
-    "a tensor missing": (partial(tensors, keep=False), f"{UP} .* is in none of its files"),
-    "a head missing": (partial(tensors, name="lm_head.weight", keep=False), r"lm_head\.weight, of the head"),
+    "a tensor missing": (tensors, f"{UP} .* is in none of its files"),
+    "a head missing": (partial(tensors, name="lm_head.weight"), r"lm_head\.weight, of the head"),
     "a tensor turned": (partial(tensors, change=lambda a: a.T.copy()), r"has the shape \[8, 12\]"),
     "a tensor flat": (partial(tensors, change=lambda a: a.ravel()), r"has the shape \[96\]"),
     "a layer too many": (
