@@ -1,5 +1,6 @@
 """What a published model's folder holds, by its ``config.json`` and the headers of its files alone."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from jaxbig.hub.build import Opened, build, opened
 from jaxbig.hub.folder import CONFIG, INDEX, WEIGHTS, read_json, tensors_of
+from jaxbig.hub.peft_files import some
 from jaxbig.hub.resolve import resolve
 from jaxbig.hub.safetensors_file import Stored
 
@@ -41,7 +43,7 @@ def model_info(folder: Path, leaves: bool, console: Console) -> None:
     console.print(Text(f"{_plain(config.get('model_type'))}, architecture {_architecture(config)}"))
     console.print(_files(stored))
     size = sum(tensor.size for tensor in stored.values())
-    console.print(Text(f"{size:,} parameters, {_bytes(stored):,} bytes, {_dtypes(stored)}"))
+    console.print(Text(f"{size:,} numbers, {_bytes(stored):,} bytes, {_dtypes(stored)}"))
     if leaves:
         console.print(_leaves(stored))
     console.print(Text(_loaded(opened(folder))))
@@ -52,9 +54,10 @@ def _loaded(at: Opened) -> str:
     built = build(at)
     plan = resolve(at, built)
     layers = getattr(built.module, "layers", None)
-    unused = f"; it leaves {len(plan.unused)} tensors of other heads" if plan.unused else ""
+    numbers = sum(math.prod(leaf.shape) for leaf in built.shapes.values())
     told = "" if layers is None else f", {layers} layers"
-    return f"jaxbig.load reads all of it: {type(built.module).__name__} for {built.task}{told}{unused}"
+    rest = f"; no part of it: {some(dict.fromkeys(plan.unused))}" if plan.unused else ""
+    return f"jaxbig.load reads {type(built.module).__name__} for {built.task}{told}, {numbers:,} parameters{rest}"
 
 
 def _plain(value: Any) -> str:

@@ -79,7 +79,7 @@ def folder_of(path: str | Path, online: bool = False) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        raise UserError("online=True needs the package huggingface_hub: pip install huggingface_hub") from error
+        raise UserError('online=True needs the package huggingface_hub: pip install "jaxbig[online]"') from error
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(str(path), allow_patterns=wanted))

@@ -43,8 +43,8 @@ def test_info_tells_what_headers_say(folder):
     numbers = sum(array.size for array in ARRAYS.values())
     text = told(info, folder)
     assert "llama, architecture LlamaForCausalLM" in text
-    assert f"{numbers:,} parameters, {4 * numbers:,} bytes, F32" in text
-    assert "reads all of it: Llama for causal_lm, 3 layers" in text
+    assert f"{numbers:,} numbers, {4 * numbers:,} bytes, F32" in text
+    assert f"jaxbig.load reads Llama for causal_lm, 3 layers, {numbers:,} parameters\n" in text
     assert "model-00002-of-00002.safetensors" in text
     assert "model.layers.2.mlp.up_proj.weight" not in text
     row = next(row for row in told(info, folder, "--leaves").splitlines() if "layers.2.mlp.up_proj.weight" in row)
@@ -59,9 +59,14 @@ def test_info_of_a_model_that_is_not_jaxbig_s(tmp_path, capsys):
     assert main(["info", str(folder)]) == 1
     said = capsys.readouterr()
     assert "mystery, architecture Mystery" in said.out
-    assert "6 parameters, 12 bytes, F16" in said.out
+    assert "6 numbers, 12 bytes, F16" in said.out
     assert said.err.count("\n") == 1
     assert "model_type is 'mystery'; jaxbig knows" in said.err
+
+
+def test_info_names_what_is_no_part_of_the_model(tmp_path):
+    folder = made.write(tmp_path / "more", ARRAYS | {"mtp.weight": np.ones(2, np.float32)})
+    assert "parameters; no part of it: mtp.weight" in told(info, folder)
 
 
 def test_info_of_a_pickle(tmp_path):
@@ -73,7 +78,7 @@ def test_info_of_a_pickle(tmp_path):
 
 def test_info_reads_no_weights(folder, monkeypatch):
     monkeypatch.setattr("jaxbig.hub.fill._read", None)
-    assert "reads all of it" in told(info, folder)
+    assert "reads Llama for causal_lm" in told(info, folder)
     with pytest.raises(UsageError, match="leave --step out"):
         told(info, folder, "--step", "3")
 
