@@ -9,7 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from jaxbig.errors import UsageError
 from jaxbig.hub.plan import Named, Names, names_by
+from jaxbig.hub.tokenizer import Tokenizer, read_tokenizer
 from jaxbig.models.family import Family
 from jaxbig.tree import PyTree
 from jaxbig.usage import Uses, usage
@@ -64,3 +66,15 @@ class Model:
     def names(self) -> Names:
         """Path -> tensor, or one for each layer: what `jaxbig.hub.peft_read.read_peft` takes."""
         return names_by(self.leaves)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the model's folder, read when first asked for.
+
+        Raises:
+            UsageError: the model came from no folder.
+            UserError: see `jaxbig.hub.tokenizer.read_tokenizer`.
+        """
+        if self.path is None:
+            raise UsageError("this model came from no folder; jaxbig.hub.tokenizer.read_tokenizer reads one's tokenizer")
+        return read_tokenizer(self.path)
