@@ -76,5 +76,7 @@ class Model:
             UserError: see `jaxbig.hub.tokenizer.read_tokenizer`.
         """
         if self.path is None:
-            raise UsageError("this model came from no folder; jaxbig.hub.tokenizer.read_tokenizer reads one's tokenizer")
+            raise UsageError(
+                "this model came from no folder; jaxbig.hub.tokenizer.read_tokenizer reads one's tokenizer"
+            )
         return read_tokenizer(self.path)
