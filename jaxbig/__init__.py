@@ -31,6 +31,7 @@ _HOME = {
     "inject_hyperparams": "inject",
     "lift": "lift",
     "ln_tuning": "tune.ln_tuning",
+    "load": "hub.load",
     "loftq": "tune.loftq",
     "loha": "tune.loha",
     "lokr": "tune.lokr",
@@ -45,6 +46,7 @@ _HOME = {
     "prompt": "tune.prompt",
     "prune": "compress.prune",
     "quantize": "compress.quantize",
+    "save": "hub.save",
     "shira": "tune.shira",
     "slerp": "combine.slerp",
     "Split": "transform",
@@ -85,6 +87,7 @@ __all__ = [
     "inject_hyperparams",
     "lift",
     "ln_tuning",
+    "load",
     "loftq",
     "loha",
     "lokr",
@@ -99,6 +102,7 @@ __all__ = [
     "prompt",
     "prune",
     "quantize",
+    "save",
     "shira",
     "slerp",
     "svd_lora",
@@ -125,6 +129,8 @@ if TYPE_CHECKING:
     from jaxbig.describe import describe as describe
     from jaxbig.eva import eva as eva
     from jaxbig.fidelity import fidelity as fidelity
+    from jaxbig.hub.load import load as load
+    from jaxbig.hub.save import save as save
     from jaxbig.inject import inject_hyperparams as inject_hyperparams
     from jaxbig.lift import lift as lift
     from jaxbig.partition import partition as partition

@@ -22,7 +22,8 @@ commands:
   run FILE [--field value ...]   run an experiment: a Python file with a frozen dataclass `Config` and `main(config)`
   run FILE --help                show what the experiment does, and each field's default and meaning
   data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
-  info PATH                      show what a run or a checkpoint holds: parts, technique, settings, whether it is whole
+  info PATH                      show what a run, a checkpoint or a published model holds, and whether it is whole
+  convert SRC DST                write a published model's folder in another dtype, or in files of another size
   compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
   peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
 
@@ -84,11 +85,30 @@ Show what PATH holds: a run's folder (--workdir), its folder of checkpoints, or 
 technique with its arguments, configuration, versions, position in the data, all complete steps with their scores; and
 check every file against its checksum (exit code 1 if one is damaged).
 
+Or a published model's folder (config.json and safetensors files): its family, architecture, layers, parameters, bytes
+and dtypes, from the headers alone, and whether jaxbig.load reads it (exit code 1, and why, if not).
+
 options:
   --step N     which checkpoint (default: the newest complete one)
   --leaves     list every array
 
 example: jaxbig info runs/quickstart/teacher
+"""
+
+_CONVERT_HELP = """\
+usage: jaxbig convert SRC DST [--dtype NAME] [--max-shard-size SIZE] [--overwrite]
+
+Write the published model in the folder SRC (config.json and safetensors files) to the folder DST, block by block: its
+weights in another dtype or in files of another size, its config and its tokenizer. The model may be of any family.
+Nothing is there before all of it is.
+
+options:
+  --dtype NAME           bfloat16, float16, float32 or float64, for all floats of 16 bits or more (default: as they
+                         are); a number that float16 cannot hold is an error
+  --max-shard-size SIZE  several files and an index above this many bytes, such as 500MB (default 5GB)
+  --overwrite            DST may be there; its weights give way, its other files stay
+
+example: jaxbig convert models/llama models/llama-bf16 --dtype bfloat16
 """
 
 _COMPARE_HELP = """\
@@ -122,7 +142,7 @@ options:
 example: jaxbig peft list --model vit-b16 --method lora ia3 full
 """
 
-_COMMANDS = ("run", "data", "info", "compare", "peft")
+_COMMANDS = ("run", "data", "info", "convert", "compare", "peft")
 _LONGEST_MESSAGE = 600
 
 
@@ -173,6 +193,8 @@ def _dispatch(words: list[str]) -> None:
         _data(rest)
     elif command == "info":
         _info(rest)
+    elif command == "convert":
+        _convert(rest)
     elif command == "compare":
         _compare(rest)
     elif command == "peft":
@@ -218,6 +240,15 @@ def _info(words: list[str]) -> None:
     from jaxbig.info import info
 
     info(words)
+
+
+def _convert(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_CONVERT_HELP)
+        return
+    from jaxbig.convert import convert
+
+    convert(words)
 
 
 def _compare(words: list[str]) -> None:

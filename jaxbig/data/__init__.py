@@ -19,6 +19,7 @@ from jaxbig.data.split import group_k_fold, k_fold, split_groups
 from jaxbig.data.statistics import class_weights, moments, normalise
 from jaxbig.data.table import features, read_table
 from jaxbig.data.text import columns, read_aligned, read_lines, read_records
+from jaxbig.data.texts import Texts
 from jaxbig.data.tfds import tfds_source
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Sequences",
     "Source",
     "Subset",
+    "Texts",
     "WavFolder",
     "as_source",
     "card_default",

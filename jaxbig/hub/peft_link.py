@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
-from jaxbig.transform import FACTORIES, Transform
+from jaxbig.registry import build
+from jaxbig.transform import Transform
 
 
 class Link(NamedTuple):
@@ -30,8 +31,7 @@ def named(trained: Any) -> dict[str, Any]:
 
 def built(link: Link) -> Transform:
     """The transform of a link that was read."""
-    rest = {name: value for name, value in link.arguments.items() if name != "technique"}
-    return FACTORIES[link.arguments["technique"]](**rest)
+    return build(link.arguments)
 
 
 def filled(link: Link, train: Mapping[str, Any]) -> dict[str, Any]:

