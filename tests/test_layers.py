@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "hub": CORE + " atomic site lowrank tune",
     "data": "errors tree",
     "models": "errors",
+    "generate": "errors weight lift models",
     "objective": "errors weight tree lift",
     "schedule": "errors",
     "averaging": "errors tree schedule",
