@@ -24,6 +24,7 @@ commands:
   data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
   info PATH                      show what a run or a checkpoint holds: parts, technique, settings, whether it is whole
   compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
+  generate PATH PROMPT           go on with a prompt, by a model in a folder: greedy or sampled, as it comes
   peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
 
 options:
@@ -122,7 +123,28 @@ options:
 example: jaxbig peft list --model vit-b16 --method lora ia3 full
 """
 
-_COMMANDS = ("run", "data", "info", "compare", "peft")
+_GENERATE_HELP = """\
+usage: jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
+                       [--repetition-penalty R] [--stop TEXT ...] [--int8]
+
+Go on with PROMPT and print the whole text as it comes; tokens a second are told on standard error. PATH is a folder
+with a model of llama2.c and its tokenizer, two files *.bin; the format is told by what is inside, not by the names.
+
+options:
+  --max-tokens N            at most so many tokens after the prompt (default 256; never beyond the model's positions)
+  --temperature T           0: always the likeliest token; less than 1: safer, more: more surprising (default 1)
+  --top-k K                 draw from the K likeliest tokens only
+  --top-p P                 draw from the likeliest tokens that together have probability P
+  --min-p P                 draw from tokens at least P times as likely as the likeliest
+  --repetition-penalty R    make tokens less likely that the text has already (more than 1)
+  --seed N                  what is drawn (default 0): the same seed gives the same text
+  --stop TEXT               end before TEXT; may be given more than once
+  --int8                    keep the attention's keys and values in 8 bits
+
+example: jaxbig generate models/stories260K "Once upon a time" --max-tokens 200 --temperature 0
+"""
+
+_COMMANDS = ("run", "data", "info", "compare", "generate", "peft")
 _LONGEST_MESSAGE = 600
 
 
@@ -175,6 +197,8 @@ def _dispatch(words: list[str]) -> None:
         _info(rest)
     elif command == "compare":
         _compare(rest)
+    elif command == "generate":
+        _generate(rest)
     elif command == "peft":
         _peft(rest)
     elif not command:
@@ -227,6 +251,15 @@ def _compare(words: list[str]) -> None:
     from jaxbig.compare import compare
 
     compare(words)
+
+
+def _generate(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(_GENERATE_HELP)
+        return
+    from jaxbig.write import write
+
+    write(words)
 
 
 def _peft(words: list[str]) -> None:

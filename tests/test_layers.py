@@ -45,9 +45,9 @@ MAY_IMPORT = {
     "eva": CORE + " calibrate site lowrank tune",
     "plus": CORE,
     "registry": CORE + " inject partition tune compress",
-    "hub": CORE + " atomic site lowrank tune",
-    "data": "errors tree",
     "models": "errors",
+    "hub": CORE + " atomic site lowrank tune models",
+    "data": "errors tree",
     "generate": "errors weight lift models",
     "objective": "errors weight tree lift",
     "schedule": "errors",
@@ -101,8 +101,9 @@ MAY_IMPORT = {
     "show": "errors atomic theme data gallery summary words",
     "info": "errors storage manifest words",
     "compare": "errors history manifest plots report words",
+    "write": "errors generate hub words",
     "experiment": "errors",
-    "cli": "errors experiment show info compare peft_list",
+    "cli": "errors experiment show info compare peft_list write",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.
