@@ -4,11 +4,13 @@ Theirs reads each prompt alone, so that nothing of theirs depends on padding; ou
 float64, where no two logits of a random model lie so close that rounding turns them around.
 """
 
+import jax
 import numpy as np
 import pytest
 from models.carry import carry
 from models.test_decoders import config, theirs
 
+from jaxbig.generate.beam import beam_search
 from jaxbig.generate.loop import generate
 from jaxbig.models.families import family_of
 
@@ -31,7 +33,11 @@ FIELDS = {
 def pair(torch, name):
     """(their model, our module, its parameters)."""
     kind = name.split()[0]
-    fields = {key: value for key, value in (config(kind, 3 if kind == "gpt2" else 0) | FIELDS[name]).items() if value is not None}
+    fields = {
+        key: value
+        for key, value in (config(kind, 3 if kind == "gpt2" else 0) | FIELDS[name]).items()
+        if value is not None
+    }
     fields["tie_word_embeddings"] = False  # a random model with a tied table says its last token over and over
     if kind != "gpt2":
         fields |= {"max_position_embeddings": 256, "num_hidden_layers": 2}
@@ -59,3 +65,33 @@ def test_greedy_texts(torch64, name):
     expected = [said(torch64, model, prompt, COUNT) for prompt in PROMPTS]
     assert len({token for text in expected for token in text}) > 8
     assert generate(module, params, PROMPTS, max_tokens=COUNT) == expected
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("penalty", "early", "ends"),
+    [
+        (1.0, False, ()), (1.0, True, (5,)), (2.5, "never", (5,)), (0.0, False, (5,)), (-0.7, "never", (5, 9, 20)),
+        (2.5, False, (5, 9, 20)), (-0.7, True, (5, 9, 20)), (0.0, "never", (5, 9, 20)),
+    ],
+)  # fmt: skip
+def test_beams(torch64, beamed, penalty, early, ends):
+    model, module, params = beamed
+    asked = {"num_beams": 3, "length_penalty": penalty, "early_stopping": early, "eos_token_id": list(ends) or None}
+    expected = []
+    for prompt in PROMPTS:
+        text = said(torch64, model, prompt, 20, **asked)
+        expected.append(text[: next((i + 1 for i, token in enumerate(text) if token in ends), len(text))])
+    found = beam_search(
+        module, params, PROMPTS, beams=3, max_tokens=20, length_penalty=penalty, early_stopping=early, ends=ends
+    )
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def beamed(torch):
+    torch.set_default_dtype(torch.float64)
+    with jax.enable_x64(True):
+        made = pair(torch, "qwen2")
+    torch.set_default_dtype(torch.float32)
+    return made
