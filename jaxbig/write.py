@@ -33,7 +33,6 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
         UserError: a damaged file.
     """
     options = _read(words)
-    out = sys.stdout if out is None else out
     how = sampling(
         options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
     )  # fmt: skip
@@ -47,7 +46,7 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
         model.module, model.params, [ids], max_tokens=steps, how=how, key=jax.random.key(options.seed),
         ends=model.ends, stop=options.stop, decoded=model.decode, int8=options.int8, chunk=CHUNK,
     )  # fmt: skip
-    shown = Shown(out, model.decode, ids, options.stop)
+    shown = Shown(sys.stdout if out is None else out, model.decode, ids, options.stop)
     counts, times = [], []
     for (new,) in parts:
         shown.add(new)

@@ -99,9 +99,7 @@ def prefill(
     return State(longer(cache, slots), first_B, lengths_B, seen_BV), texts
 
 
-def read(
-    module: Any, params: Any, tokens_BP: jax.Array, lengths_B: jax.Array, int8: bool = False
-) -> tuple[jax.Array, Cache]:
+def read(module: Any, params: Any, tokens_BP: Any, lengths_B: Any, int8: bool = False) -> tuple[jax.Array, Cache]:
     """The logits after each row's prompt, [B, V], and a cache of P slots, all of them used."""
     batch, width = tokens_BP.shape
     real_BP = jnp.arange(width) < lengths_B[:, None]
