@@ -1,11 +1,11 @@
 """Tokens a second of greedy decoding, ours and transformers', of a model of GPT-2's shape with random weights.
 
-    python benchmarks/decode.py [--rounds 5] [--tokens 64] [--no-record]
+    python benchmarks/decode.py [--rounds 5] [--tokens 64] [--batches 1 8] [--no-record]
 
-CPU, float32, batches of 1 and 8, prompts of 16 tokens. The two run in turns, so that what else the machine does falls on
-both alike; shown are the medians, prompts and all, after one call each to warm up. The floor is the time that reading
-every parameter and the cache's slots once a step takes at the rate at which this machine, in the same round, sums a
-large array. Appends one line to benchmarks/results/decode.jsonl.
+CPU, float32, batches of 1 and 8, prompts of 16 tokens. The two run in turns, so that what else the machine does falls
+on both alike; shown are the medians, prompts and all, after one call each to warm up. The floor is the time that
+reading every parameter and the cache's slots once a step takes at the rate at which this machine, in the same round,
+sums a large array. Appends one line to benchmarks/results/decode.jsonl.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def theirs(tokens: int) -> Callable[[np.ndarray], Any]:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     asked: Any = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
 
     def run(prompts: np.ndarray) -> Any:
@@ -76,13 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
     mine, size = ours(options.tokens)
     sides = {"jaxbig": mine, "transformers": theirs(options.tokens)}
     large, summed = jnp.ones(75_000_000), jax.jit(jnp.sum)
     table = {}
-    for batch in (1, 8):
+    for batch in options.batches:
         prompts = np.random.default_rng(0).integers(0, 50257, (batch, PROMPT))
         spent: dict[str, list[float]] = {name: [] for name in [*sides, "floor"]}
         for _ in range(options.rounds + 1):
