@@ -10,139 +10,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxbig import __version__
+from jaxbig import __version__, manual
 from jaxbig.errors import UsageError, UserError
 
-_HELP = """\
-usage: jaxbig [--help] [--version] [--debug] COMMAND ...
-
-Techniques for the whole life of a large JAX model: train, transfer, tune, distill, prune, quantise, export.
-
-commands:
-  run FILE [--field value ...]   run an experiment: a Python file with a frozen dataclass `Config` and `main(config)`
-  run FILE --help                show what the experiment does, and each field's default and meaning
-  data show PATH [--out PNG]     show what a file or folder of data holds: statistics, classes, a picture of a batch
-  info PATH                      show what a run, a checkpoint or a published model holds, and whether it is whole
-  convert SRC DST                write a published model's folder in another dtype, or in files of another size
-  compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
-  peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
-
-options:
-  -h, --help    show this message
-  --version     show the version
-  --debug       show the whole traceback of an error (may stand anywhere on the line)
-
-exit codes: 0 done, 1 it failed, 2 the command line is wrong, 130 interrupted
-
-example: jaxbig run experiments/quickstart.py --epochs 5 --seed 1
-"""
-
-_RUN_HELP = """\
-usage: jaxbig run FILE [--field value ...]
-
-Run FILE, a Python file with a frozen dataclass `Config` and `main(config)`. Each field of `Config` is an option.
-
-  jaxbig run FILE --help   show what the experiment does, and each field's default and meaning
-
-A smallest experiment:
-
-  import dataclasses
-
-  @dataclasses.dataclass(frozen=True)
-  class Config:
-      epochs: int = 5
-      \"\"\"Passes over the training data.\"\"\"
-
-  def main(config: Config) -> None:
-      print(config.epochs)
-"""
-
-_DATA_HELP = """\
-usage: jaxbig data show PATH [--n N] [--out FILE.png] [--part NAME] [--rows 10000] [--seed 0] [--size PIXELS]
-
-Show what PATH holds: the number of examples, each array's shape, type and range, the classes and how often they
-occur, words of text, seconds of recordings. The format is told by what is inside, not by the name:
-
-  files     IDX, npz (arrays, MedMNIST, packed images or recordings), separated values, JSON, jsonl, text, wav, images;
-            each but npz, wav and images may be gzipped
-  folders   MNIST's files; images or wav files, a sub-folder a class; translations (train.en, train.de); several files
-
-options:
-  --out FILE.png   draw some examples: images with labels, recordings with spectrograms, or rows of a table
-  --n N            how many examples to draw (default 16, of recordings 8)
-  --part NAME      which split or file to draw them from (default: the training part, or the first)
-  --rows N         how many examples to look at where they are decoded one by one (default 10000; 0: all)
-  --seed N         which examples are drawn (default 0)
-  --size PIXELS    resize images to a square, needed where they differ in size
-
-example: jaxbig data show data/mnist --out mnist.png
-"""
-
-_INFO_HELP = """\
-usage: jaxbig info PATH [--step N] [--leaves]
-
-Show what PATH holds: a run's folder (--workdir), its folder of checkpoints, or one step's. Parts with their sizes, the
-technique with its arguments, configuration, versions, position in the data, all complete steps with their scores; and
-check every file against its checksum (exit code 1 if one is damaged).
-
-Or a published model's folder (config.json and safetensors files): its family, architecture, layers, parameters, bytes
-and dtypes, from the headers alone, and whether jaxbig.load reads it (exit code 1, and why, if not).
-
-options:
-  --step N     which checkpoint (default: the newest complete one)
-  --leaves     list every array
-
-example: jaxbig info runs/quickstart/teacher
-"""
-
-_CONVERT_HELP = """\
-usage: jaxbig convert SRC DST [--dtype NAME] [--max-shard-size SIZE] [--overwrite]
-
-Write the published model in the folder SRC (config.json and safetensors files) to the folder DST, block by block: its
-weights in another dtype or in files of another size, its config and its tokenizer. The model may be of any family.
-Nothing is there before all of it is.
-
-options:
-  --dtype NAME           bfloat16, float16, float32 or float64, for all floats of 16 bits or more (default: as they
-                         are); a number that float16 cannot hold is an error
-  --max-shard-size SIZE  several files and an index above this many bytes, such as 500MB (default 5GB)
-  --overwrite            DST may be there; its weights give way, its other files stay
-
-example: jaxbig convert models/llama models/llama-bf16 --dtype bfloat16
-"""
-
-_COMPARE_HELP = """\
-usage: jaxbig compare RUN RUN... [--best max:METRIC] [--out FILE.html]
-
-Show runs side by side. RUN is a run's folder (--workdir), which holds metrics.jsonl.
-
-options:
-  --best GOAL      each run's best line by max:METRIC or min:METRIC in place of its last one
-  --out FILE.html  write the table and the learning curves as one self-contained page
-
-example: jaxbig compare runs/a runs/b --best max:val_accuracy --out compare.html
-"""
-
-_PEFT_HELP = """\
-usage: jaxbig peft list --model NAME [--method NAME ...] [--batch N] [--image PIXELS]
-
-Show what each technique would cost on a model, with its defaults (adalora and trainable_tokens have none: with a small
-example's): trained parameters, bytes of the adapter and of the frozen base, FLOPs of a forward pass and of a training
-step. Nothing is allocated or compiled, so the model may be of any size; techniques that find nothing to do in it are
-named, and why.
-
-options:
-  --model NAME     vit-ti16, vit-s16, vit-b16, vit-l16, vit-h14, resnet18, resnet34, resnet50; a published model's
-                   config.json; or FILE.py:FUNCTION, a function that takes the batch size and returns a linen module
-                   and a tuple of its inputs
-  --method NAME    only these (default: all)
-  --batch N        rows of the batch (default 1)
-  --image PIXELS   height and width of images (default 224)
-
-example: jaxbig peft list --model vit-b16 --method lora ia3 full
-"""
-
-_COMMANDS = ("run", "data", "info", "convert", "compare", "peft")
+_COMMANDS = ("run", "data", "info", "convert", "compare", "generate", "peft")
 _LONGEST_MESSAGE = 600
 
 
@@ -184,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> None:
     command, rest = (words[0], words[1:]) if words else ("", [])
     if command in ("-h", "--help", "help"):
-        _say(_HELP)
+        _say(manual.MAIN)
     elif command == "--version":
         _say(f"jaxbig {__version__}\n")
     elif command == "run":
@@ -197,6 +68,8 @@ def _dispatch(words: list[str]) -> None:
         _convert(rest)
     elif command == "compare":
         _compare(rest)
+    elif command == "generate":
+        _generate(rest)
     elif command == "peft":
         _peft(rest)
     elif not command:
@@ -210,7 +83,7 @@ def _dispatch(words: list[str]) -> None:
 
 def _run(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
-        _say(_RUN_HELP)
+        _say(manual.RUN)
         return
     if not words:
         raise UsageError("no file; try `jaxbig run FILE [--field value]`, for example experiments/quickstart.py")
@@ -224,7 +97,7 @@ def _run(words: list[str]) -> None:
 
 def _data(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
-        _say(_DATA_HELP)
+        _say(manual.DATA)
         return
     if words[0] != "show":
         raise UsageError(f"data has no command {words[0]}; try `jaxbig data show PATH`")
@@ -235,7 +108,7 @@ def _data(words: list[str]) -> None:
 
 def _info(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
-        _say(_INFO_HELP)
+        _say(manual.INFO)
         return
     from jaxbig.info import info
 
@@ -244,7 +117,7 @@ def _info(words: list[str]) -> None:
 
 def _convert(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
-        _say(_CONVERT_HELP)
+        _say(manual.CONVERT)
         return
     from jaxbig.convert import convert
 
@@ -253,16 +126,25 @@ def _convert(words: list[str]) -> None:
 
 def _compare(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
-        _say(_COMPARE_HELP)
+        _say(manual.COMPARE)
         return
     from jaxbig.compare import compare
 
     compare(words)
 
 
+def _generate(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(manual.GENERATE)
+        return
+    from jaxbig.write import write
+
+    write(words)
+
+
 def _peft(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
-        _say(_PEFT_HELP)
+        _say(manual.PEFT)
         return
     if words[0] != "list":
         raise UsageError(f"peft has no command {words[0]}; try `jaxbig peft list --model vit-b16`")

@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "eva": CORE + " calibrate site lowrank tune",
     "plus": CORE,
     "registry": CORE + " inject partition tune compress",
-    "data": "errors tree",
     "models": "errors",
+    "data": "errors tree",
+    "generate": "errors weight lift models",
     "objective": "errors weight tree lift",
     "schedule": "errors",
     "averaging": "errors tree schedule",
@@ -102,8 +103,10 @@ MAY_IMPORT = {
     "convert": "hub words",
     "info": "errors storage manifest model_info words",
     "compare": "errors history manifest plots report words",
+    "write": "errors generate hub words",
     "experiment": "errors",
-    "cli": "errors experiment show info convert compare peft_list",
+    "manual": "",
+    "cli": "errors manual experiment show info convert compare peft_list write",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.

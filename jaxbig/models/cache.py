@@ -230,6 +230,38 @@ def append(cache: Cache, keys: Any, values: Any, at: Where, after: jax.Array) ->
     )
 
 
+def longer(cache: Cache, length: int) -> Cache:
+    """The cache with so many slots, the new ones empty; what it holds and its index stay.
+
+    Args:
+        cache: with no more slots than that.
+        length: slots.
+
+    Example:
+        >>> from jaxbig.models.llama import Llama
+        >>> cache = empty_cache(Llama(9, 8, layers=1, heads=2, kv_heads=2, head_width=4, hidden=12), batch=1, length=4)
+        >>> longer(cache, 6).values[0].shape
+        (1, 2, 6, 4)
+    """
+    more = length - cache.positions.shape[1]
+
+    def stored(leaf: Any) -> Any:
+        if isinstance(leaf, Codes):
+            return Codes(_padded(leaf.code, more, -2), _padded(leaf.scale, more, -1))
+        return _padded(leaf, more, -2)
+
+    keys, values = (
+        jax.tree.map(stored, each, is_leaf=lambda leaf: isinstance(leaf, Codes)) for each in (cache.keys, cache.values)
+    )
+    return Cache(keys, values, _padded(cache.positions, more, 1), _padded(cache.segments, more, 1), cache.index)
+
+
+def _padded(old: jax.Array, more: int, axis: int) -> jax.Array:
+    widths = [(0, 0)] * old.ndim
+    widths[axis] = (0, more)
+    return jnp.pad(old, widths)
+
+
 def full(cache: Cache, tokens: int) -> jax.Array:
     """Whether so many more tokens do not fit: bool scalar.
 
