@@ -107,7 +107,7 @@ def matthews(labels: np.ndarray, said: np.ndarray) -> float:
 
 
 def spearman(labels: np.ndarray, said: np.ndarray) -> float:
-    return float(stats.spearmanr(labels, said).statistic)
+    return float(np.corrcoef(stats.rankdata(labels), stats.rankdata(said))[0, 1])
 
 
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
