@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jaxbig import __version__, manual
 from jaxbig.errors import UsageError, UserError
 
-_COMMANDS = ("run", "data", "info", "convert", "compare", "generate", "peft")
+_COMMANDS = ("run", "data", "info", "convert", "compare", "generate", "chat", "peft")
 _LONGEST_MESSAGE = 600
 
 
@@ -70,6 +70,8 @@ def _dispatch(words: list[str]) -> None:
         _compare(rest)
     elif command == "generate":
         _generate(rest)
+    elif command == "chat":
+        _chat(rest)
     elif command == "peft":
         _peft(rest)
     elif not command:
@@ -140,6 +142,15 @@ def _generate(words: list[str]) -> None:
     from jaxbig.write import write
 
     write(words)
+
+
+def _chat(words: list[str]) -> None:
+    if not words or {"-h", "--help"} & set(words):
+        _say(manual.CHAT)
+        return
+    from jaxbig.talk import talk
+
+    talk(words)
 
 
 def _peft(words: list[str]) -> None:

@@ -13,6 +13,7 @@ commands:
   convert SRC DST                write a published model's folder in another dtype, or in files of another size
   compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
   generate PATH PROMPT           go on with a prompt, by a model in a folder: greedy or sampled, as it comes
+  chat PATH                      talk with a model in a folder that has a chat template
   peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
 
 options:
@@ -135,7 +136,8 @@ usage: jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] [--top-k K
                        [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
 Go on with PROMPT and print the whole text as it comes; tokens a second are told on standard error. PATH is a folder
-with a model of llama2.c and its tokenizer, two files *.bin; the format is told by what is inside, not by the names.
+with a decoder: as Hugging Face has it, with config.json, safetensors files and a tokenizer; or a model of llama2.c with
+its tokenizer, two files *.bin. Which it is, what is inside tells, not the names.
 
 options:
   --max-tokens N            at most so many tokens after the prompt (default 256; never beyond the model's positions)
@@ -149,4 +151,18 @@ options:
   --int8                    keep the attention's keys and values in 8 bits
 
 example: jaxbig generate models/stories260K "Once upon a time" --max-tokens 200 --temperature 0
+"""
+
+CHAT = """\
+usage: jaxbig chat PATH [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P]
+                   [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
+
+Talk with the model in a folder that has a chat template, as Hugging Face has it. Every line is something said; what is
+piped in is answered line by line. `/new` begins another conversation, `/quit` or Ctrl-D ends.
+
+options:
+  --system TEXT             what the model is told before anything is said
+  and all of `jaxbig generate`, where --max-tokens is of one answer
+
+example: jaxbig chat models/SmolLM2-135M-Instruct --temperature 0.2 --top-p 0.9
 """

@@ -4,13 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
 from jaxbig.errors import UsageError
 from jaxbig.generate.loop import stream
-from jaxbig.generate.sampling import sampling
+from jaxbig.generate.sampling import Sampling, sampling
 from jaxbig.hub.text_model import TextModel, text_model
 from jaxbig.words import Words
 
@@ -32,21 +32,24 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
         UsageError: an unknown option, a number out of its range, a prompt that is too long, nothing at the path.
         UserError: a damaged file.
     """
-    options = _read(words)
-    how = sampling(
-        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
-    )  # fmt: skip
-    if not 0 <= options.seed < 2**32:
-        raise UsageError(f"--seed is {options.seed}; it has to be from 0 to {2**32 - 1}")
+    parser = options_of(USAGE)
+    parser.add_argument("prompt")
+    options = parser.read(words)
+    how = how_of(options)
     model = text_model(options.path)
     ids = model.encode(options.prompt)
+    shown = Shown(sys.stdout if out is None else out, model.decode, ids, options.stop)
+    return answer(model, ids, shown, options, how)
+
+
+def answer(model: TextModel, ids: list[int], shown: "Shown", options: Any, how: Sampling) -> str:
+    """Goes on with ids, as the options say; what comes is `shown`, and how fast is told on standard error."""
     steps = _room(model, len(ids), options.max_tokens)
     started = time.perf_counter()
     parts = stream(
         model.module, model.params, [ids], max_tokens=steps, how=how, key=jax.random.key(options.seed),
         ends=model.ends, stop=options.stop, decoded=model.decode, int8=options.int8, chunk=CHUNK,
     )  # fmt: skip
-    shown = Shown(sys.stdout if out is None else out, model.decode, ids, options.stop)
     counts, times = [], []
     for (new,) in parts:
         shown.add(new)
@@ -57,10 +60,19 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
     return text
 
 
-def _read(words: Sequence[str]):
-    parser = Words(USAGE)
+def how_of(options: Any) -> Sampling:
+    """How the options say that tokens are drawn."""
+    if not 0 <= options.seed < 2**32:
+        raise UsageError(f"--seed is {options.seed}; it has to be from 0 to {2**32 - 1}")
+    return sampling(
+        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+    )  # fmt: skip
+
+
+def options_of(usage: str) -> Words:
+    """The options that every command has that writes texts; the path comes first."""
+    parser = Words(usage)
     parser.add_argument("path", type=Path)
-    parser.add_argument("prompt")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)
@@ -70,7 +82,7 @@ def _read(words: Sequence[str]):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[])
     parser.add_argument("--int8", action="store_true")
-    return parser.read(words)
+    return parser
 
 
 def _room(model: TextModel, length: int, asked: int) -> int:
@@ -92,13 +104,13 @@ class Shown:
     Args:
         out: where it is printed.
         decode: ids -> text.
-        ids: of the prompt.
+        ids: of the prompt, which is printed first; [] for an answer by itself.
         stop: strings.
     """
 
     def __init__(self, out: TextIO, decode: Callable[[list[int]], str], ids: list[int], stop: Sequence[str]):
         self._out, self._decode, self._ids, self._stop = out, decode, list(ids), tuple(stop)
-        self._prompt, self._printed = decode(self._ids), 0
+        self._prompt, self._printed = decode(self._ids) if ids else "", 0
         self._print(self._prompt)
 
     def add(self, ids: list[int]) -> None:

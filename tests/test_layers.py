@@ -104,9 +104,10 @@ MAY_IMPORT = {
     "info": "errors storage manifest model_info words",
     "compare": "errors history manifest plots report words",
     "write": "errors generate hub words",
+    "talk": "errors hub write",
     "experiment": "errors",
     "manual": "",
-    "cli": "errors manual experiment show info convert compare peft_list write",
+    "cli": "errors manual experiment show info convert compare peft_list write talk",
     "__main__": "cli",
 }
 # The package itself offers names of any part; inside it, everything is imported from where it is defined.

@@ -13,10 +13,11 @@ PAGES = (
     "docs/train-a-model.md",
     "docs/evaluate-a-model.md",
     "docs/tune-a-model.md",
+    "docs/use-a-published-model.md",
 )
 
 
-LONG = ("docs/train-a-model.md", "docs/evaluate-a-model.md", "docs/tune-a-model.md")
+LONG = PAGES[3:]  # the first ones are those that the fast tier has
 
 
 def blocks(page: str) -> str:

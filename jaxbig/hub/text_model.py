@@ -1,11 +1,16 @@
 """A model that writes texts, with its tokenizer, from whatever format a path holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbig.errors import UsageError
 from jaxbig.hub import llama2c
+from jaxbig.hub.chat import render
+from jaxbig.hub.folder import CONFIG, read_json
+from jaxbig.hub.load import load
+from jaxbig.hub.tokenizer import Tokenizer
 
 
 class TextModel(NamedTuple):
@@ -19,6 +24,7 @@ class TextModel(NamedTuple):
         ends: ids that end a text.
         positions: the longest text that the model is made for, in tokens; None: nothing says.
         kind: of the format, for people.
+        talk: messages, see `jaxbig.hub.chat.render` -> ids up to where the answer begins; None: there is no template.
     """
 
     module: Any
@@ -28,13 +34,14 @@ class TextModel(NamedTuple):
     ends: tuple[int, ...]
     positions: int | None
     kind: str
+    talk: Callable[[Sequence[Mapping[str, Any]]], list[int]] | None = None
 
 
 def text_model(path: str | Path) -> TextModel:
     """The model that a path holds; which format it is, the files' contents say.
 
     Args:
-        path: a folder with a model of llama2.c and its tokenizer.
+        path: a folder as Hugging Face has it, with a decoder and its tokenizer; or one with a model of llama2.c.
 
     Returns:
         the model.
@@ -51,7 +58,8 @@ def text_model(path: str | Path) -> TextModel:
         if found is not None:
             return found
     raise UsageError(
-        f"{path}: no model that jaxbig can write texts with; it knows folders of llama2.c (two files *.bin)"
+        f"{path}: no model that jaxbig can write texts with; it knows Hugging Face's folders (with a "
+        "config.json) and llama2.c's (two files *.bin)"
     )
 
 
@@ -62,5 +70,33 @@ def _llama2c(path: Path) -> TextModel | None:
     return TextModel(module, params, tokenizer.encode, tokenizer.decode, tokenizer.ends, positions, "llama2.c")
 
 
+def _hugging_face(path: Path) -> TextModel | None:
+    if not (path / CONFIG).is_file():
+        return None
+    model = load(path, "causal_lm")
+    tokenizer = model.tokenizer
+    positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
+    ends = _ends(path, model.config, tokenizer)
+    talk = partial(_talk, tokenizer) if tokenizer.template else None
+    return TextModel(
+        model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, "Hugging Face", talk
+    )
+
+
+LENGTHS = ("max_position_embeddings", "n_positions")
+
+
+def _ends(path: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends a text: as generation_config.json says, else config.json, else the tokenizer."""
+    generation = path / "generation_config.json"
+    told = (read_json(generation) if generation.is_file() else {}, config, {"eos_token_id": tokenizer.ids.get("eos")})
+    found: Any = next((each["eos_token_id"] for each in told if each.get("eos_token_id") is not None), [])
+    return tuple(found) if isinstance(found, list) else (found,)
+
+
+def _talk(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    return tokenizer.encode(render(tokenizer, messages), special=False)
+
+
 # Each looks at a path and gives the model, or None where it is of another format.
-_FORMATS: tuple[Callable[[Path], TextModel | None], ...] = (_llama2c,)
+_FORMATS: tuple[Callable[[Path], TextModel | None], ...] = (_hugging_face, _llama2c)
