@@ -31,7 +31,7 @@ NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix", "ln_tuning", "trainable_t
 # the same parts, it puts through a chain each (test_law_chains); `make slow` through all.
 BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")
 # Of the others, one of each kind of Weight: the fast tier tries them alone too, on the scanned model.
-KINDS = ("dora", "loha", "oft", "bottleneck", "prompt")
+KINDS = ("dora", "oft", "bottleneck", "prompt")
 
 
 def tiers(items, fast=lambda item: item[0] in BASIC):

@@ -106,6 +106,7 @@ def name_of(alone) -> str:
     return f"{alone[0]}-{alone[1]}"
 
 
+@pytest.mark.slow  # tests/test_checkpoint.py restores one onto another mesh
 @pytest.mark.parametrize("alone", entries("fast"), ids=name_of)
 def test_law_6_saved_on_one_mesh_and_restored_on_others(alone):
     done = process("fast")

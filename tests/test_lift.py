@@ -191,7 +191,11 @@ def test_factored_or_loud_and_right_for_more_kinds(case):
     check(case, [kind for kind in KINDS if kind not in FAST])
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case",
+    [*CONTROL, *[pytest.param(case, marks=pytest.mark.slow) for case in (*LAYERS, *PLAIN)]],
+    ids=lambda case: case.name,
+)
 def test_factored_or_loud_for_more_kinds(case):
     fn, params, args, uses = prepared(case)
     for kind in [kind for kind in KINDS if kind not in FAST]:

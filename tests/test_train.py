@@ -203,7 +203,7 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-@pytest.mark.parametrize("batches", [7, 10])
+@pytest.mark.parametrize("batches", [pytest.param(7, marks=pytest.mark.slow), 10])
 def test_a_signal_saves_the_state_in_mid_epoch(tmp_path, whole, number, ends, batches):
     job = task()
     data = broken_after(job.data, batches - 1, lambda: signal.raise_signal(number))

@@ -28,6 +28,7 @@ TECHNIQUES = {
     "pruned, then trained": lambda: chain(prune(0.5), full()),
 }
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+LARGER = ("seq2seq with attention", "U-Net", "MLP-mixer")
 IDENTICAL = ("lora", "bitfit")
 KEPT_SHARE = 0.5
 # (model, technique) -> the parameters that are expanded, and why
@@ -44,7 +45,7 @@ def close(ours, theirs, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("technique", [pytest.param(t, marks=[pytest.mark.slow] * (t != "qlora")) for t in TECHNIQUES])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGER)) for n in MODELS])
 def test_a_users_model(name, technique):
     fn, params, args = MODELS[name]()
     before = jax.tree.map(np.array, params)

@@ -169,7 +169,14 @@ def test_int8_cache_is_close_and_small(model):
     assert same >= 16  # of 24: where two logits lie close, codes may turn them around
 
 
-@pytest.mark.parametrize(("kind", "layers"), [pytest.param("int4", 2, marks=pytest.mark.slow), ("lora over nf4", 1)])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("int4", 1),
+        pytest.param("int4", 2, marks=pytest.mark.slow),
+        pytest.param("lora over nf4", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_are_used_as_they_are(kind, layers):
     """Codes, and adapters over codes: the text of the model with plain parameters of the same values."""
     module = Llama(**SIZES | {"layers": layers}, scan_layers=layers > 1)

@@ -45,7 +45,15 @@ MODELS = {
     "vit": lambda: (ViT(3, 4, 8, layers=2, heads=2, hidden=12), (normal(2, 8, 8, 1),)),
 }
 # Larger than another of its kind, which the fast tier has.
-LARGER = ("resnet bottleneck", "tabular transformer", "tabular transformer, encoded", "gru of features", "crnn")
+LARGER = (
+    "resnet basic",
+    "resnet bottleneck",
+    "lstm of tokens",
+    "tabular transformer",
+    "tabular transformer, encoded",
+    "gru of features",
+    "crnn",
+)
 TECHNIQUES = {"lora": lambda: lora(rank=2), "lora over int8": lambda: chain(quantize("int8"), lora(rank=2))}
 
 

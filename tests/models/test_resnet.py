@@ -40,6 +40,7 @@ def abstract(model, size=32):
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "form", "classes"), PUBLISHED)
 def test_published_numbers_of_parameters(depth, form, classes):
     shapes = abstract(resnet(depth, form, num_classes=classes))["params"]
@@ -87,7 +88,10 @@ def test_zero_scale_starts_blocks_as_their_shortcuts():
     np.testing.assert_array_equal(model.apply(variables, x), shallow.apply(variables, x))
 
 
-@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (2, 1, 0), (3, 1, 1), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"),
+    [(3, 2, 1), *[pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 1, 0), (3, 1, 1), (2, 3, 1))]],
+)
 def test_max_pool_overlapping_is_flax_max_pool_in_value_and_gradient(window, stride, padding):
     x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
 

@@ -39,7 +39,14 @@ def outputs(model, params, x, lengths):
     return jax.grad(loss, argnums=(0, 1) if x.ndim == 3 else 0, has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize(("cell", "pool"), [("lstm", "last"), ("gru", "mean"), ("lstm", "sequence")])
+@pytest.mark.parametrize(
+    ("cell", "pool"),
+    [
+        pytest.param("lstm", "last", marks=pytest.mark.slow),
+        ("gru", "mean"),
+        pytest.param("lstm", "sequence", marks=pytest.mark.slow),
+    ],
+)
 def test_padding_influences_neither_result_nor_gradient(cell, pool):
     """Whatever is in the padding, a sequence gives what it gives alone."""
     model = RNN(2, H, layers=2, cell=cell, bidirectional=True, pool=pool)
