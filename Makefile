@@ -16,7 +16,7 @@ test:  ## the fast tier, doctests included
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 parity:  ## against torch, transformers and peft: pip install -e ".[parity]"
-	$(PYTHON) -m pytest -m parity
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m parity
 
 slow:  ## full grids, kills, real models
 	$(PYTHON) -m pytest -m slow

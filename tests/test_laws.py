@@ -44,8 +44,8 @@ over_some = pytest.mark.parametrize("alone", tiers(ALONE, lambda a: a[0] in HALF
 
 
 def is_fast(tried) -> bool:
-    """With its first arguments every basic technique and one of each other kind of Weight is tried, on the scanned model
-    or on the CNN."""
+    """With its first arguments every basic technique and one of each other kind of Weight is tried, on the scanned
+    model or on the CNN."""
     (name, i), model = tried
     return {
         "cnn": i == 0 and name in ("lora", "int8"),
