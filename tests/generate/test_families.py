@@ -57,7 +57,9 @@ def said(torch, model, prompt, count, **options):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("gpt2", "llama"))) for n in FIELDS]
+)
 def test_greedy_texts(torch64, name):
     model, module, params = pair(torch64, name)
     if name in ("mistral", "qwen2 windows"):

@@ -47,6 +47,7 @@ CASES = [
     for method in METHODS
     if not (model == "gpt2" and method in LINEAR_ALONE) and not (model in BIASED and method == "ia3")
 ]
+FIRST = ("lora", "dora")  # which CI tries on every model
 # transformers' modules within -> the names of published files
 WITHIN = [
     (r"\.encoder\.layer\.", ".layers."), (r"attention\.attention\.(q|k|v)\w+", r"attention.\1_proj"),
@@ -137,7 +138,10 @@ def our_run(call, transform, split, x, labels):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("model", "name"), CASES, ids=lambda value: value)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] not in FIRST), id="-".join(case)) for case in CASES],
+)
 def test_logits_gradients_and_steps_are_peft_s(torch64, model, name):
     import peft
 

@@ -109,7 +109,7 @@ def check(torch, the, number, atol):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] * (n > 1)) for n in range(10)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs(torch64, kind, number):
     task = TASKS[number % len(TASKS)]

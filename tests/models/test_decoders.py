@@ -147,7 +147,7 @@ def both(torch, the, number):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] * (n > 1)) for n in range(10)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits(torch64, kind, number):
     the = pair(torch64, kind, number, scan_layers=number % 2 == 1)
@@ -166,7 +166,13 @@ def test_logits_of_an_untouched_float32_model(torch, kind):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("task", ["sequence_classification", "token_classification", "features"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "sequence_classification",
+        *[pytest.param(t, marks=pytest.mark.slow) for t in ("token_classification", "features")],
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_heads(torch64, kind, task):
     the = pair(torch64, kind, 1, task)
@@ -235,7 +241,7 @@ def test_files_from_before_version_5_say_the_same(torch, kind):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)]])
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_with_a_cache_are_their_whole(torch64, kind, number):
     """Prompts padded on the left and counted as their ``generate`` counts, then token by token.

@@ -75,7 +75,7 @@ def said(torch, model, x, **more):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] * (n > 1)) for n in range(10)])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_outputs(torch64, tmp_path, kind, number):
     """Of images of the size that positions are for, and of two others."""
