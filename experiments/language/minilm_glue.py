@@ -28,6 +28,7 @@ from scipy import stats
 
 from jaxbig import atomic, bitfit, bottleneck, chain, dora, full, load, lora, metrics, plots, prompt
 from jaxbig.data import BucketLoader, Texts, k_shot, read_table, select
+from jaxbig.errors import UserError
 from jaxbig.evaluate import predict
 from jaxbig.experiment import check_range, make_folder
 from jaxbig.flops import flops
@@ -149,6 +150,9 @@ class Config:
     def __post_init__(self):
         check_range(self, 1, math.inf, "epochs", "batch_size", "seeds")
         check_range(self, 0, math.inf, "examples")
+        for name in self.methods:
+            if name not in METHODS:
+                raise UserError(f"methods: {name!r} is none of {', '.join(map(repr, METHODS))}")
 
 
 class Setting(NamedTuple):
@@ -163,8 +167,9 @@ class Setting(NamedTuple):
 
 def main(config: Config) -> None:
     make_folder(config.workdir)
-    # Runs of one method are one program: the second seed finds it compiled.
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir) / "compiled"))
+    # Runs of one method are one program: the second finds it compiled.
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir) / "compiled"))
     console, since = Console(), time.perf_counter()
     setting = prepared(config, console)
     if config.tune:
@@ -202,7 +207,6 @@ def prepared(config: Config, console: Console) -> Setting:
 def texts(config: Config, kind: Kind, tokenizer: Any, file: str) -> Texts:
     place = Path(config.data) / file
     names = None if kind.names is None else list(kind.names)
-    # GLUE's validation files may lack the header that its training file has.
     columns = read_table(
         place, delimiter="\t", header=names is None, names=names, kinds=dict.fromkeys(kind.columns, "text"),
         hint="give the folder of the task's tsv files as --data",
@@ -213,6 +217,9 @@ def texts(config: Config, kind: Kind, tokenizer: Any, file: str) -> Texts:
     types = tokenizer.types_all(first, *pairs, most=most) if pairs else None
     if kind.classes:
         numbers = {name: i for i, name in enumerate(kind.classes)}
+        strange = next((each for each in label if each.strip() not in numbers), None)
+        if strange is not None:
+            raise UserError(f"{place}: the label {strange!r} is none of {', '.join(kind.classes)}")
         labels = np.array([numbers[each.strip()] for each in label], np.int32)
     else:
         labels = np.array([float(each) / 5 for each in label], np.float32)  # 0 to 5
