@@ -80,7 +80,7 @@ class Held(NamedTuple):
 
 
 class Container(NamedTuple):
-    """Attributes: file; data: key -> a number, truth value or text, an array of numbers, or a list; tensors: by name."""
+    """Attributes: file; data: key -> number, truth value, text, array of numbers or list; tensors: by name."""
 
     file: Path
     data: dict[str, Any]
