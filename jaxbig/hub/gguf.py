@@ -298,7 +298,7 @@ def read_bytes(tensor: Held) -> np.ndarray:
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start)
-            left = memoryview(out)
+            left = out.data
             while left:
                 count = file.readinto(left)
                 if not count:

@@ -75,7 +75,8 @@ def coded(data: np.ndarray, name: str, shape: tuple[int, ...]) -> Coded:
         >>> found.codes_OI[0, 15:17].tolist(), found.scale_OG.tolist()
         ([-1, 1], [[2.0]])
     """
-    codes_NSK, scale_NS, shift_NS, bits = _BLOCKS[name](data)
+    with np.errstate(all="ignore"):  # a damaged scale may be NaN; whoever reads looks
+        codes_NSK, scale_NS, shift_NS, bits = _BLOCKS[name](data)
     width = shape[-1]
     rows = codes_NSK.size // width
     scale_OG = np.ascontiguousarray(scale_NS, np.float32).reshape(rows, -1)
@@ -145,9 +146,10 @@ def expanded(coded: Coded) -> np.ndarray:
     """
     rows, groups = coded.scale_OG.shape
     split = coded.codes_OI.reshape(rows, groups, -1).astype(np.float32)
-    split *= coded.scale_OG[..., None]
-    if coded.shift_OG is not None:
-        split += coded.shift_OG[..., None]
+    with np.errstate(all="ignore"):
+        split *= coded.scale_OG[..., None]
+        if coded.shift_OG is not None:
+            split += coded.shift_OG[..., None]
     return split.reshape(coded.codes_OI.shape)
 
 

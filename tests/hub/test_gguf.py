@@ -169,6 +169,14 @@ def test_what_is_given_twice(tmp_path, pairs, names):
         read_container(tmp_path / "a.gguf")
 
 
+def complaint(file):
+    try:
+        read_container(file)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def test_no_damage_is_anything_but_one_line(tmp_path):
     """Files cut at any place, and with any byte changed: read, or refused in one line."""
     whole, _ = made()
@@ -183,11 +191,8 @@ def test_no_damage_is_anything_but_one_line(tmp_path):
         data = bytearray(whole)
         data[at] = random.integers(0, 256)
         file.write_bytes(data)
-        try:
-            read_container(file)
-        except UserError as error:
-            refused += 1
-            assert "\n" not in str(error)
+        refused += len(told := complaint(file))
+        assert not any("\n" in text for text in told)
     assert refused > 30
 
 
