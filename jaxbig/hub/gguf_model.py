@@ -138,7 +138,7 @@ def _leaf(tensors: list[Held], its: Named, turn: Turn, how: Reading) -> Any:
     layers = [_layer(tensor, its, turn, how) for tensor in tensors]
     leaf = layers[0]
     if its.stacked:
-        if len({jax.tree.structure(layer) for layer in layers}) > 1 or len({layer.dtype for layer in layers}) > 1:
+        if len({_form(layer) for layer in layers}) > 1:
             kinds = ", ".join(dict.fromkeys(tensor.format.name for tensor in tensors))
             raise UserError(
                 f"{tensors[0].file}: layers of {its.names[0]} are stored in several formats ({kinds}) and make no "
@@ -146,6 +146,11 @@ def _leaf(tensors: list[Held], its: Named, turn: Turn, how: Reading) -> Any:
             )
         leaf = jax.tree.map(lambda *parts: np.stack(parts), *layers)
     return leaf if how.mesh is not None else jax.tree.map(jnp.asarray, leaf)
+
+
+def _form(layer: Any) -> Any:
+    """What layers have to have in common to make a stack."""
+    return jax.tree.structure(layer), tuple((part.shape, part.dtype) for part in jax.tree.leaves(layer))
 
 
 def _layer(tensor: Held, its: Named, turn: Turn, how: Reading) -> Any:

@@ -117,9 +117,10 @@ def test_what_load_is_asked_for(tmp_path):
             jaxbig.load(file, **more)
 
 
-def test_a_stack_of_several_formats(tmp_path):
-    file, theirs = gguf(tmp_path, forms=("Q4_1", "Q8_0"))
-    with pytest.raises(UserError, match=r"several formats \(Q4_1, Q8_0\).*leave scan_layers out"):
+@pytest.mark.parametrize(("forms", "width"), [(("Q4_1", "Q8_0"), 64), (("Q8_0", "Q6_K"), 256), (("F16", "BF16"), 64)])
+def test_a_stack_of_several_formats(tmp_path, forms, width):
+    file, theirs = gguf(tmp_path, width=width, forms=forms)
+    with pytest.raises(UserError, match=rf"several formats \({', '.join(forms)}\).*leave scan_layers out"):
         jaxbig.load(file, scan_layers=True)
     model = jaxbig.load(file, scan_layers=True, dtype="float32")
     same(model, model.params, theirs)
