@@ -31,12 +31,18 @@ _ODD = (
 
 
 class Opened(NamedTuple):
-    """Attributes: folder; config: ``config.json``; family: the model's; stored: the files' tensors by name."""
+    """Attributes: folder, or the one file that holds all; config: ``config.json``, or what that file says in its place;
+    family: the model's; stored: the files' tensors by name."""
 
     folder: Path
     config: dict[str, Any]
     family: Family
     stored: dict[str, Stored]
+
+    @property
+    def where(self) -> Path:
+        """What the config was read from, for messages."""
+        return self.folder if self.folder.is_file() else self.folder / CONFIG
 
 
 class Built(NamedTuple):
@@ -70,7 +76,7 @@ def folder_of(path: str | Path, online: bool = False) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UsageError(f"{path}: is a file; give the folder with config.json")
+        raise UsageError(f"{path}: is a file, and no GGUF file; give the folder with config.json")
     if not online:
         raise UsageError(
             f"{path}: no such folder; give one, or pass online=True to download it from the Hugging Face hub"
@@ -126,7 +132,7 @@ def build(
         UsageError: the family has no such task or option.
         UserError: the config describes no model.
     """
-    family, where, options = at.family, at.folder / CONFIG, dict(options or {})
+    family, where, options = at.family, at.where, dict(options or {})
     task = configs.task_of(at.config, family, where) if task is None else task
     config = configs.for_task(at.config, family, task, num_classes)
     if num_classes is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxbig.errors import UsageError, UserError
+from jaxbig.hub.gguf import Held
 from jaxbig.hub.safetensors_file import Stored
 from jaxbig.models.family import Family
 
@@ -20,7 +21,7 @@ _SIDES = ("image_size", "patch_size")
 MOST_LAYERS = 2048  # a module of more takes hours to build
 
 
-def check(config: Mapping[str, Any], where: Any, stored: Mapping[str, Stored]) -> None:
+def check(config: Mapping[str, Any], where: Any, stored: Mapping[str, Stored] | Mapping[str, Held]) -> None:
     """Raises where a config cannot be that of a model with such files: no module of a billion layers is ever built.
 
     Args:

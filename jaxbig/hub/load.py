@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxbig.errors import UsageError
 from jaxbig.hub.build import Built, Opened, build, folder_of, nested, opened
 from jaxbig.hub.fill import leaf_of
+from jaxbig.hub.gguf import is_gguf
+from jaxbig.hub.gguf_model import Reading, read_gguf
 from jaxbig.hub.model import Model
 from jaxbig.hub.plan import Plan
 from jaxbig.hub.resolve import resolve
@@ -24,17 +26,21 @@ def load(
     num_classes: int | None = None, mesh: Any = None, rules: Rules = (), rng: Any = None, family: Family | None = None,
     online: bool = False, allow_nonfinite: bool = False, compute_dtype: Any = None, **options: Any,
 ) -> Model:  # fmt: skip
-    """A published model, from a folder with its ``config.json`` and safetensors files.
+    """A published model, from a folder with its ``config.json`` and safetensors files, or from a GGUF file.
 
     Each leaf is read from its file to where it stays, turned and cast on the way: the host holds the model once, and
     with other devices only the leaf that is being read.
 
+    What a GGUF file has as codes stays codes: its matrices are `Quantized`, for `jaxbig.lift`, with the file's own
+    numbers. With `dtype` they are arrays.
+
     Args:
-        path: the folder. With `online`, also a name on the Hugging Face hub ("org/name").
+        path: the folder, or a GGUF file. With `online`, also a name on the Hugging Face hub ("org/name").
         task: of the head, such as "causal_lm" or "sequence_classification"; "features" for none. None: what the config
             names. Leaves of a head that the files do not have are drawn at random where `task` or `num_classes` asks
             for that head (fine-tuning from a base), else they are an error.
-        dtype: of the parameters. None: each as in its file (64-bit floats become 32-bit ones unless JAX has them on).
+        dtype: of the parameters. None: each as in its file, codes as codes (64-bit floats become 32-bit ones unless JAX
+            has them on).
         scan_layers: one stack of all layers in place of a leaf for each.
         num_classes: of the head. None: as the config says. A head of another number in the files is not read.
         mesh: devices to lay the parameters on.
@@ -62,8 +68,12 @@ def load(
         Hugging Face hub
     """
     dtype = _known(dtype)
-    at = opened(folder_of(path, online), family)
     options = {"scan_layers": scan_layers, "dtype": compute_dtype, **options}
+    if is_gguf(path):
+        if num_classes is not None or family is not None:
+            raise UsageError(f"{path}: a GGUF file says its family itself and has no classes; leave both out")
+        return read_gguf(path, task, options, Reading(dtype, mesh, rules, not allow_nonfinite))
+    at = opened(folder_of(path, online), family)
     built = build(at, task, num_classes, options)
     plan = resolve(at, built, dtype, task is not None or num_classes is not None, num_classes is not None)
     places = {} if mesh is None else paths(shardings(nested(built.shapes), rules, mesh))

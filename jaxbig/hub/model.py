@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 
 from jaxbig.errors import UsageError
+from jaxbig.hub.gguf import is_gguf, read_container
+from jaxbig.hub.gguf_tokenizer import tokenizer_of
 from jaxbig.hub.plan import Named, Names, names_by
 from jaxbig.hub.tokenizer import Tokenizer, read_tokenizer
 from jaxbig.models.family import Family
@@ -28,8 +30,8 @@ class Model:
         task: what the head is for.
         family: of the module; it says which tensor each leaf is.
         leaves: path -> its tensors' names in the files.
-        path: the folder it came from, whose tokenizer and other files belong to it (`jaxbig.save` takes them along);
-            None: none.
+        path: the folder it came from, whose tokenizer and other files belong to it (`jaxbig.save` takes them along), or
+            the GGUF file; None: none.
         fresh: paths of leaves that no file had, a new head's; drawn at random.
         unused: tensors of the files that no leaf is, such as another task's head.
 
@@ -69,14 +71,14 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the model's folder, read when first asked for.
+        """The tokenizer in the model's folder or GGUF file, read when first asked for.
 
         Raises:
             UsageError: the model came from no folder.
-            UserError: see `jaxbig.hub.tokenizer.read_tokenizer`.
+            UserError: see `jaxbig.hub.tokenizer.read_tokenizer` and `jaxbig.hub.gguf_tokenizer.tokenizer_of`.
         """
         if self.path is None:
             raise UsageError(
                 "this model came from no folder; jaxbig.hub.tokenizer.read_tokenizer reads one's tokenizer"
             )
-        return read_tokenizer(self.path)
+        return tokenizer_of(read_container(self.path)) if is_gguf(self.path) else read_tokenizer(self.path)

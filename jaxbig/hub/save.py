@@ -16,6 +16,7 @@ from jaxbig import atomic
 from jaxbig.errors import UsageError, UserError
 from jaxbig.hub.fill import order, stored_shape
 from jaxbig.hub.folder import CONFIG
+from jaxbig.hub.gguf_tokenizer import write_tokenizer
 from jaxbig.hub.model import Model
 from jaxbig.hub.safetensors_write import Out, size_of, write_tensors
 from jaxbig.tree import PyTree, paths
@@ -38,7 +39,7 @@ def save(
     """Writes a model as transformers does: ``AutoModel.from_pretrained(folder)`` reads it, and so does `jaxbig.load`.
 
     ``config.json`` (the one that was read, with the architecture, labels and dtype of what is written), safetensors
-    files, and what of the tokenizer lies beside the model.
+    files, and what of the tokenizer lies beside the model; of a GGUF file, its tokenizer as a tokenizer.json.
 
     Args:
         model: what `jaxbig.load` gave.
@@ -76,7 +77,9 @@ def save(
     with atomic.folder(folder, stale if overwrite else None) as place:
         (place / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_tensors(place, tensors, most)
-        if model.path is not None:
+        if model.path is not None and model.path.is_file():
+            write_tokenizer(model.tokenizer, place)
+        elif model.path is not None:
             copy_beside(model.path, place)
     return Path(folder)
 

@@ -9,6 +9,7 @@ from jaxbig.errors import UsageError
 from jaxbig.hub import llama2c
 from jaxbig.hub.chat import render
 from jaxbig.hub.folder import CONFIG, read_json
+from jaxbig.hub.gguf import is_gguf
 from jaxbig.hub.load import load
 from jaxbig.hub.tokenizer import Tokenizer
 
@@ -41,7 +42,8 @@ def text_model(path: str | Path) -> TextModel:
     """The model that a path holds; which format it is, the files' contents say.
 
     Args:
-        path: a folder as Hugging Face has it, with a decoder and its tokenizer; or one with a model of llama2.c.
+        path: a folder as Hugging Face has it, with a decoder and its tokenizer; one with a model of llama2.c; or a GGUF
+            file, whose codes stay codes.
 
     Returns:
         the model.
@@ -59,7 +61,7 @@ def text_model(path: str | Path) -> TextModel:
             return found
     raise UsageError(
         f"{path}: no model that jaxbig can write texts with; it knows Hugging Face's folders (with a "
-        "config.json) and llama2.c's (two files *.bin)"
+        "config.json), llama2.c's (two files *.bin) and GGUF files"
     )
 
 
@@ -71,16 +73,20 @@ def _llama2c(path: Path) -> TextModel | None:
 
 
 def _hugging_face(path: Path) -> TextModel | None:
-    if not (path / CONFIG).is_file():
-        return None
+    return _published(path, "Hugging Face") if (path / CONFIG).is_file() else None
+
+
+def _gguf(path: Path) -> TextModel | None:
+    return _published(path, "GGUF") if is_gguf(path) else None
+
+
+def _published(path: Path, kind: str) -> TextModel:
     model = load(path, "causal_lm")
     tokenizer = model.tokenizer
     positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
     ends = _ends(path, model.config, tokenizer)
     talk = partial(_talk, tokenizer) if tokenizer.template else None
-    return TextModel(
-        model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, "Hugging Face", talk
-    )
+    return TextModel(model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk)
 
 
 LENGTHS = ("max_position_embeddings", "n_positions")
@@ -99,4 +105,4 @@ def _talk(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[i
 
 
 # Each looks at a path and gives the model, or None where it is of another format.
-_FORMATS: tuple[Callable[[Path], TextModel | None], ...] = (_hugging_face, _llama2c)
+_FORMATS: tuple[Callable[[Path], TextModel | None], ...] = (_hugging_face, _llama2c, _gguf)
