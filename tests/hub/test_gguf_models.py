@@ -79,6 +79,7 @@ def test_leaves_are_the_numbers_that_the_file_means(tmp_path, case):
     assert model.unused == ()
 
 
+@pytest.mark.slow
 def test_the_model_computes_what_its_folder_computes(tmp_path):
     file, theirs = gguf(tmp_path)
     folder = made.write(tmp_path / "hf", theirs, gguf_models.config("llama", 64, True))
