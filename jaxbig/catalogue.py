@@ -1,7 +1,6 @@
 """Models by name, for the command line: a function of parameters, their shapes and an example's, nothing allocated."""
 
 import importlib.util
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbig.errors import UsageError, UserError
+from jaxbig.errors import UsageError
 
 NAMES = "vit-{ti,s,b,l,h}PATCH (vit-b16), resnet{18,34,50}, a published model's config.json, or FILE.py:FUNCTION"
 
@@ -64,16 +63,12 @@ def model(spec: str, batch: int = 1, image: int = 224) -> Model:
 
 
 def _of_config(path: Path, batch: int) -> Model:
+    from jaxbig.hub.folder import read_json
     from jaxbig.models.families import family_of
 
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no JSON object; give a model's config.json")
+    config = read_json(path)
     family = family_of(config)
     task = family.architectures.get((config.get("architectures") or [""])[0], "features")
     module = family.module(config, task, scan_layers=True)

@@ -12,8 +12,8 @@ commands:
   info PATH                      show what a run, a checkpoint or a published model holds, and whether it is whole
   convert SRC DST                write a published model's folder in another dtype, or in files of another size
   compare RUN RUN...             show runs side by side: a table, and with --out FILE.html their learning curves
-  generate PATH PROMPT           go on with a prompt, by a model in a folder: greedy or sampled, as it comes
-  chat PATH                      talk with a model in a folder that has a chat template
+  generate PATH PROMPT           go on with a prompt, by a model: greedy or sampled, as it comes
+  chat PATH                      talk with a model that has a chat template
   peft list --model NAME         show what each technique would train, hold and compute on a model, allocating nothing
 
 options:
@@ -137,7 +137,7 @@ usage: jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] [--top-k K
 
 Go on with PROMPT and print the whole text as it comes; tokens a second are told on standard error. PATH is a folder
 with a decoder: as Hugging Face has it, with config.json, safetensors files and a tokenizer; or a model of llama2.c with
-its tokenizer, two files *.bin. Which it is, what is inside tells, not the names.
+its tokenizer, two files *.bin. It may also be a GGUF file. Which it is, what is inside tells, not the names.
 
 options:
   --max-tokens N            at most so many tokens after the prompt (default 256; never beyond the model's positions)
@@ -157,8 +157,8 @@ CHAT = """\
 usage: jaxbig chat PATH [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P]
                    [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
-Talk with the model in a folder that has a chat template, as Hugging Face has it. Every line is something said; what is
-piped in is answered line by line. `/new` begins another conversation, `/quit` or Ctrl-D ends.
+Talk with a model that has a chat template: a folder as Hugging Face has it, or a GGUF file. Every line is something
+said; what is piped in is answered line by line. `/new` begins another conversation, `/quit` or Ctrl-D ends.
 
 options:
   --system TEXT             what the model is told before anything is said

@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "classifier_page": "errors atomic theme history metrics plots pictures diagnostics report gallery",
     "summary": "errors data",
     "flops": "",
-    "catalogue": "errors models",
+    "catalogue": "errors hub models",
     "words": "errors",
     "peft_list": CORE + " catalogue compress flops registry tune words",
     "show": "errors atomic theme data gallery summary words",

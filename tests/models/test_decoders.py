@@ -364,7 +364,8 @@ def test_published_models_have_as_many_parameters_as_they_should(name, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no JSON"), ("[]", "no JSON object"), ('{"model_type": "x"}', "jaxbig knows")]
+    ("text", "message"),
+    [("{", "is no JSON"), ("[]", "is a list where an object is expected"), ('{"model_type": "x"}', "jaxbig knows")],
 )
 def test_config_files_that_are_damaged(text, message, tmp_path):
     path = tmp_path / "config.json"
