@@ -12,6 +12,8 @@ from rich.text import Text
 
 from jaxbig import manifest as manifests
 from jaxbig.errors import UsageError, UserError
+from jaxbig.gguf_info import gguf_info
+from jaxbig.hub.gguf import is_gguf
 from jaxbig.model_info import is_model, model_info
 from jaxbig.storage import stored_shape
 from jaxbig.words import Words
@@ -20,7 +22,8 @@ USAGE = "jaxbig info PATH [--step N] [--leaves]"
 
 
 def info(words: Sequence[str], console: Console | None = None) -> int:
-    """Prints what is in a run's folder, a folder of checkpoints, one checkpoint, or a published model's folder.
+    """Prints what is in a run's folder, a folder of checkpoints, one checkpoint, a published model's folder,
+    or a GGUF file.
 
     Args:
         words: those after ``jaxbig info``.
@@ -39,10 +42,12 @@ def info(words: Sequence[str], console: Console | None = None) -> int:
     parser.add_argument("--leaves", action="store_true")
     options = parser.read(words)
     console = Console(highlight=False) if console is None else console
-    if is_model(options.path):
+    for holds, tell in ((is_gguf, gguf_info), (is_model, model_info)):
+        if not holds(options.path):
+            continue
         if options.step is not None:
             raise UsageError(f"{options.path}: is a published model, which has no steps; leave --step out")
-        model_info(options.path, options.leaves, console)
+        tell(options.path, options.leaves, console)
         return 0
     folder, step = _locate(options.path, options.step)
     whole = manifests.read(folder, step)
@@ -64,7 +69,9 @@ def info(words: Sequence[str], console: Console | None = None) -> int:
 def _locate(path: Path, step: int | None) -> tuple[Path, int]:
     """Folder of checkpoints and step that a path means."""
     if not path.exists():
-        raise UsageError(f"{path}: no such folder; give a run's folder, its checkpoints, one step, or a model's folder")
+        raise UsageError(
+            f"{path}: no such folder or file; give a run's, of checkpoints, one step's, a model's, or a GGUF file"
+        )
     if (path / manifests.MANIFEST).is_file() and path.name.startswith("step_"):
         if step is not None:
             raise UsageError(f"{path}: is one step already; leave --step out")

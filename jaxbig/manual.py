@@ -75,7 +75,8 @@ technique with its arguments, configuration, versions, position in the data, all
 check every file against its checksum (exit code 1 if one is damaged).
 
 Or a published model's folder (config.json and safetensors files): its family, architecture, layers, parameters, bytes
-and dtypes, from the headers alone, and whether jaxbig.load reads it (exit code 1, and why, if not).
+and dtypes, from the headers alone, and whether jaxbig.load reads it (exit code 1, and why, if not). Or a GGUF file: its
+name, formats and bits a number, by its metadata alone.
 
 options:
   --step N     which checkpoint (default: the newest complete one)

@@ -1,7 +1,7 @@
 """What a published model's folder holds, by its ``config.json`` and the headers of its files alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxbig.hub.build import Opened, build, opened
+from jaxbig.hub.build import Built, build, opened
 from jaxbig.hub.folder import CONFIG, INDEX, WEIGHTS, read_json, tensors_of
 from jaxbig.hub.peft_files import some
 from jaxbig.hub.resolve import resolve
@@ -46,17 +46,17 @@ def model_info(folder: Path, leaves: bool, console: Console) -> None:
     console.print(Text(f"{size:,} numbers, {_bytes(stored):,} bytes, {_dtypes(stored)}"))
     if leaves:
         console.print(_leaves(stored))
-    console.print(Text(_loaded(opened(folder))))
-
-
-def _loaded(at: Opened) -> str:
-    """What `jaxbig.load` would make of it."""
+    at = opened(folder)
     built = build(at)
-    plan = resolve(at, built)
+    console.print(Text(would_read(built, resolve(at, built).unused)))
+
+
+def would_read(built: Built, unused: Sequence[str]) -> str:
+    """A line that says what `jaxbig.load` makes of a file's tensors, and which it leaves out."""
     layers = getattr(built.module, "layers", None)
     numbers = sum(math.prod(leaf.shape) for leaf in built.shapes.values())
     told = "" if layers is None else f", {layers} layers"
-    rest = f"; no part of it: {some(dict.fromkeys(plan.unused))}" if plan.unused else ""
+    rest = f"; no part of it: {some(dict.fromkeys(unused))}" if unused else ""
     return f"jaxbig.load reads {type(built.module).__name__} for {built.task}{told}, {numbers:,} parameters{rest}"
 
 

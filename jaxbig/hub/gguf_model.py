@@ -51,6 +51,22 @@ class Reading(NamedTuple):
     finite: bool = True
 
 
+class Planned(NamedTuple):
+    """What a file's model will be, before any weight is read.
+
+    Attributes:
+        container: what the file says.
+        built: the module, its config and its leaves.
+        tensors: those that each leaf is made of, by the leaf's path.
+        unused: names of tensors that the module has no place for.
+    """
+
+    container: Container
+    built: Built
+    tensors: dict[str, list[Held]]
+    unused: tuple[str, ...]
+
+
 def name_of(name: str) -> str:
     """GGUF's name of a tensor.
 
@@ -63,24 +79,17 @@ def name_of(name: str) -> str:
     return f"blk.{found[1]}.{_LAYER[found[2]]}.{kind}" if found else f"{_WHOLE[part]}.{kind}"
 
 
-def read_gguf(path: str | Path, task: str | None, options: Mapping[str, Any], how: Reading) -> Model:
-    """A model in a GGUF file; `jaxbig.load` calls this.
+def plan_gguf(path: str | Path, task: str | None, options: Mapping[str, Any]) -> Planned:
+    """Which module a GGUF file's tensors make, and where each leaf's lie. No weights are read.
 
     Args:
         path: the file.
         task: "causal_lm" or "features"; None: the first.
         options: of the family's module.
-        how: what the leaves become.
-
-    Returns:
-        the model. Its config and the names of its tensors are transformers', so that `jaxbig.save` writes a folder that
-        transformers reads.
 
     Raises:
         UsageError: another task or option.
         UserError: the file is damaged, or holds no model that is read here.
-
-    Reference: https://github.com/ggml-org/llama.cpp, gguf-py (names) and convert_hf_to_gguf.py (the order of rows).
     """
     if task not in (None, "causal_lm", "features"):
         raise UsageError(f"{path}: task={task!r}; a GGUF file is read as causal_lm or features")
@@ -89,18 +98,41 @@ def read_gguf(path: str | Path, task: str | None, options: Mapping[str, Any], ho
     configs.check(config, file, container.tensors)
     family = family_of(config)
     built = build(Opened(file, config, family, {}), task, None, options)
-    leaves, used = {}, {TURNS}
-    for path_of_leaf, its in built.leaves.items():
-        tensors = [_found(container, built, path_of_leaf, its, name_of(name)) for name in its.names]
-        used |= {tensor.name for tensor in tensors}
-        leaves[path_of_leaf] = _leaf(tensors, its, _turn(config), how)
+    tensors = {
+        leaf: [_found(container, built, leaf, its, name_of(name)) for name in its.names]
+        for leaf, its in built.leaves.items()
+    }
+    used = {TURNS} | {tensor.name for each in tensors.values() for tensor in each}
     unused = tuple(name for name in container.tensors if name not in used)
     if more := [name for name in unused if name != "output.weight"]:
         raise UserError(f"{file}: holds {some(dict.fromkeys(more))}, which jaxbig's {family.name} has no place for")
-    params = nested({path: leaves[path] for path in built.shapes})
+    return Planned(container, built, tensors, unused)
+
+
+def read_gguf(path: str | Path, task: str | None, options: Mapping[str, Any], how: Reading) -> Model:
+    """A model in a GGUF file; `jaxbig.load` calls this.
+
+    Args:
+        path, task, options: as of `plan_gguf`.
+        how: what the leaves become.
+
+    Returns:
+        the model. Its config and the names of its tensors are transformers', so that `jaxbig.save` writes a folder that
+        transformers reads.
+
+    Raises:
+        UsageError, UserError: as of `plan_gguf`.
+
+    Reference: https://github.com/ggml-org/llama.cpp, gguf-py (names) and convert_hf_to_gguf.py (the order of rows).
+    """
+    container, built, tensors, unused = plan_gguf(path, task, options)
+    turn = _turn(built.config)
+    leaves = {leaf: _leaf(tensors[leaf], its, turn, how) for leaf, its in built.leaves.items()}
+    params = nested({leaf: leaves[leaf] for leaf in built.shapes})
     if how.mesh is not None:
         params = jax.device_put(params, shardings(params, how.rules, how.mesh))
-    return Model(built.module, params, built.config, built.task, family, built.leaves, file, (), unused)
+    family = family_of(built.config)
+    return Model(built.module, params, built.config, built.task, family, built.leaves, container.file, (), unused)
 
 
 def _found(container: Container, built: Built, path: str, its: Named, name: str) -> Held:

@@ -1,11 +1,14 @@
 """Decoders in GGUF files: leaves beside the numbers that the blocks mean, and beside the same model's folder."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hub import gguf_models, made
 from hub.gguf_made import container
+from rich.console import Console
 
 import jaxbig
 from jaxbig import lift
@@ -13,6 +16,7 @@ from jaxbig.codes import Quantized
 from jaxbig.errors import UsageError, UserError
 from jaxbig.hub.plan import names_by
 from jaxbig.hub.text_model import text_model
+from jaxbig.info import info
 from jaxbig.shifted import Shifted
 from jaxbig.tree import paths
 from jaxbig.weight import is_weight
@@ -235,3 +239,25 @@ def test_a_tensor_that_is_missing_and_one_too_many(tmp_path):
     gguf_models.write(file, tensors | {"blk.0.attn_q_norm.weight": ("F32", (16,), bytes(64))})
     with pytest.raises(UserError, match=r"holds blk\.0\.attn_q_norm\.weight, which jaxbig's llama has no place for"):
         jaxbig.load(file)
+
+
+def test_info_tells_formats_and_what_load_makes_of_them(tmp_path):
+    file, _ = gguf(tmp_path, "llama", 256, ("Q4_K", "Q6_K"), "Q8_0", False)
+    console = Console(file=io.StringIO(), width=160)
+    assert info([str(file), "--leaves"], console) == 0
+    text = console.file.getvalue()
+    rows = {row.split()[1]: row.split()[3::2] for row in text.splitlines() if row.startswith("│ Q")}
+    assert [rows[name][3] for name in ("Q4_K", "Q6_K", "Q8_0")] == ["4.50", "6.56", "8.50"]
+    matrices = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 256  # those of one layer: its attention and its feed-forward
+    assert rows["Q4_K"][:3] == ["7", f"{matrices:,}", f"{matrices // 256 * 144:,}"]
+    assert "blk.1.ffn_down.weight" in text
+    assert "chat template: yes" in text
+    total = sum(np.size(value(leaf)) for leaf in jax.tree.leaves(jaxbig.load(file).params, is_leaf=is_weight))
+    assert f"jaxbig.load reads Llama for causal_lm, 2 layers, {total:,} parameters" in text
+
+
+def test_info_of_a_damaged_file_is_one_line(tmp_path):
+    file, _ = gguf(tmp_path)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"a\.gguf"):
+        info([str(file)])
