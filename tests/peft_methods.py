@@ -70,7 +70,8 @@ METHODS = {
         lambda where: shira(rank=1, where=where), "ShiraConfig", {"r": 1}, {"values": ("shira_weight", np.ravel)}
     ),
     "ia3": Method(
-        lambda where: ia3(where=where), "IA3Config", {"feedforward_modules": []}, {"gain": ("ia3_l", np.ravel)}
+        lambda where: ia3(where, biases={"bias1": "lin1"} if where == "lin1" else True), "IA3Config",
+        {"feedforward_modules": []}, {"gain": ("ia3_l", np.ravel)},
     ),
     "ia3 in": Method(
         lambda where: ia3(side="in", where=where), "IA3Config", {"feedforward_modules": ["lin1"]},

@@ -13,7 +13,7 @@
 | `oft` | OFT | COFT, ``block_share``; ``terms=3``, which PEFT has not; convolutions, tables |
 | `boft` | BOFT | of A what is symmetric, which turns nothing; several sides of blocks; convolutions |
 | `hra` | HRA | ``apply_GS``; an odd rank |
-| `ia3` | IA3 | outputs of a module with a bias, which PEFT scales along; inputs of a convolution |
+| `ia3` | IA3 | outputs of a module with a bias without `biases=True`, inputs of a convolution |
 | `ln_tuning` | LN_TUNING | |
 | `trainable_tokens` | TRAINABLE_TOKENS | a table that is looked up along its last axis |
 | `prompt` | PROMPT_TUNING, P_TUNING | P-tuning's network, but the vectors that it makes; encoder-decoders |

@@ -115,16 +115,15 @@ HRA = Codec(
 
 def _gain(layer, arguments) -> list[Part]:
     shape = {"product": {"out": "o1", "in": "1i"}, "conv": {"out": "1os"}}.get(layer.kind, {}).get(arguments["side"])
-    if arguments["side"] == "out" and layer.biased:
-        raise UserError(f"ia3: {layer.stem} has a bias, which PEFT scales along, and ia3 here does not")
+    if arguments["side"] == "out" and layer.biased and not arguments["biases"]:
+        raise UserError(f"ia3: {layer.stem} has a bias, which PEFT scales along; make it with ia3(biases=True)")
     return [Part("gain", "ia3_l", "io"[arguments["side"] == "out"], shape)] if shape else []
 
 
 def _ia3_takes(about, layer, tensors) -> dict[str, Any]:
     named = about["feedforward_modules"] or []
-    if isinstance(named, str):
-        return {"side": "in" if fits(named, layer.stem) else "out"}
-    return {"side": "in" if any(layer.stem.endswith(name) for name in named) else "out"}
+    given = fits(named, layer.stem) if isinstance(named, str) else any(map(layer.stem.endswith, named))
+    return {"side": "in" if given else "out", "biases": not given}
 
 
 IA3 = Codec(

@@ -39,14 +39,7 @@ MODELS = {
 }  # fmt: skip
 # PEFT has these for torch's Linear alone, and GPT-2's products are transformers' Conv1D.
 LINEAR_ALONE = ("loha", "lokr", "lokr whole", "shira", "oft", "hra")
-# PEFT scales the bias too, which `ia3` does not follow.
-BIASED = ("bert", "gpt2", "vit")
-CASES = [
-    (model, method)
-    for model in MODELS
-    for method in METHODS
-    if not (model == "gpt2" and method in LINEAR_ALONE) and not (model in BIASED and method == "ia3")
-]
+CASES = [(model, method) for model in MODELS for method in METHODS if not (model == "gpt2" and method in LINEAR_ALONE)]
 FIRST = ("lora", "dora")  # which CI tries on every model
 # transformers' modules within -> the names of published files
 WITHIN = [
