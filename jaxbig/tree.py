@@ -94,7 +94,7 @@ def match(where: Where, names: Iterable[str]) -> list[str]:
 
 def _nearest(pattern: str, names: list[str], most: int = 3) -> str:
     if not names:
-        return "the tree has no leaves left to choose from"
+        return "the tree has no leaves left to choose from: it is empty, or they all belong to other links"
     plain = re.sub(r"[\\.^$*+?(){}\[\]|]+", "", pattern)
     scored = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, plain, name).ratio())
     note = "" if len(names) <= most else f" (of {len(names)})"

@@ -41,10 +41,16 @@ class Rows(Weight):
     def product(self, x, c):
         label = c.w[self.axis]
         y = product(self.base, x, c) if label in c.out and label not in c.x else NotImplemented
-        if y is NotImplemented:
+        before = lookup(self.base, self.tokens, self.axis)
+        if y is NotImplemented or before is NotImplemented:
             return super().product(x, c)
-        few = contract(x, c.x, self.rows.astype(x.dtype), c.w, c.out, c.precision, c.preferred)
-        return _put(y, few.astype(y.dtype), self.tokens, c.out.index(label) - len(c.out))
+        # What the rows differ by is added, so that rows that do not differ change no bit: a product of a few rows need
+        # not be rounded as those rows are in a product of all.
+        change = (self.rows - before.astype(self.rows.dtype)).astype(x.dtype)
+        few = contract(x, c.x, change, c.w, c.out, c.precision, c.preferred).astype(y.dtype)
+        along = c.out.index(label) - len(c.out)
+        moved = jnp.moveaxis(y, along, 0).at[self.tokens].add(jnp.moveaxis(few, along, 0), unique_indices=True)
+        return jnp.moveaxis(moved, 0, along)
 
     def lookup(self, ids, axis):
         found = lookup(self.base, ids, axis) if axis == self.axis else NotImplemented
