@@ -37,6 +37,7 @@ def whole(params, uses):
     return full().init(None, params, uses).train
 
 
+@pytest.mark.slow
 def test_layers_of_a_vit_unrolled_and_scanned(vit):
     (_, unrolled), (_, scanned) = vit
     found = depths(unrolled)

@@ -95,7 +95,7 @@ def test_a_prompt_is_vectors_before_the_embedded_text(causal):
 
 
 @pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
-@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("hidden", [None, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_prefix_is_keys_and_values_before_those_of_the_text(causal, hidden):
     """Queries of the text alone, at the positions behind the prefix: what a cache that holds the prefix would give."""
     with jax.enable_x64(True):
