@@ -31,10 +31,9 @@ class GemmaNorm(nn.Module):
         array of x's shape. The parameter ``scale`` is w, as the files hold it: zeros at first.
 
     Example:
-        >>> x = jnp.array([[3.0, 4.0]])
-        >>> params = {"scale": jnp.array([0.0, 1.0])}
-        >>> GemmaNorm(eps=0.0).apply({"params": params}, x).round(4).tolist()
-        [[0.8485, 2.2627]]
+        >>> x = jnp.array([[1.0, -1.0]])
+        >>> GemmaNorm(eps=0.0).apply({"params": {"scale": jnp.array([0.0, 1.0])}}, x).tolist()
+        [[1.0, -2.0]]
     """
 
     eps: float = 1e-6
@@ -107,9 +106,10 @@ class Gemma(nn.Module):
         >>> sizes = {"vocabulary": 11, "width": 8, "heads": 2, "kv_heads": 1, "head_width": 4, "hidden": 12}
         >>> model = Gemma(**sizes, layers=2, windows=(4, None), logit_softcap=30.0, scan_layers=True)
         >>> tokens = jnp.array([[1, 2, 3]])
-        >>> params = model.init(jax.random.key(0), tokens)["params"]
+        >>> params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
         >>> from jaxbig.models.cache import empty_cache
-        >>> logits, cache = model.apply({"params": params}, tokens, cache=empty_cache(model, batch=1, length=8))
+        >>> empty = empty_cache(model, batch=1, length=8)
+        >>> logits, cache = jax.jit(model.apply)({"params": params}, tokens, cache=empty)
         >>> logits.shape, int(cache.index)
         ((1, 3, 11), 3)
 
