@@ -7,6 +7,7 @@ from jaxbig.models.crnn import CRNN
 from jaxbig.models.embed import sentence_embeddings
 from jaxbig.models.encoding import piecewise_linear, quantile_edges
 from jaxbig.models.families import FAMILIES, family_of
+from jaxbig.models.gemma import Gemma
 from jaxbig.models.gpt2 import GPT2
 from jaxbig.models.head import replace_head
 from jaxbig.models.llama import Llama
@@ -34,6 +35,7 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "FTTransformer",
+    "Gemma",
     "Llama",
     "PatchConv",
     "PublishedViT",

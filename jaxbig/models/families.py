@@ -6,6 +6,7 @@ from typing import Any
 from jaxbig.errors import UserError
 from jaxbig.models.bert_families import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from jaxbig.models.family import Family
+from jaxbig.models.gemma_families import GEMMA, GEMMA2, GEMMA3
 from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from jaxbig.models.vit_families import DEIT, DINOV2, VIT
@@ -19,6 +20,9 @@ ALL: tuple[Family, ...] = (
     DEIT,
     DINOV2,
     VIT,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
     GPT2_FAMILY,
     LLAMA,
     MISTRAL,

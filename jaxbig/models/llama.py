@@ -11,60 +11,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from jaxbig.errors import UserError
 from jaxbig.models.activation import activation
-from jaxbig.models.cache import Cache, attend, place, seen
+from jaxbig.models.cache import Cache, place, seen
 from jaxbig.models.decoder import Head, Stack, View, head_tensors, run, task_fields
 from jaxbig.models.family import Family, Tensor, field, refuse
-from jaxbig.models.rope import Rope, angles, rope_of, rotate
-
-
-class LlamaAttention(nn.Module):
-    """Rotary attention of H heads that share G heads of keys and values.
-
-    Args:
-        heads, kv_heads, head_width: H, G and K.
-        biases: which products have one, of "qkv" and "out".
-        qk_norm: each head's query and key goes through an RMSNorm before it is rotated (Qwen 3).
-        eps: of those norms.
-        dropout: rate on the attention's shares (needs a "dropout" key); 0 outside training.
-        std: of the initialised kernels.
-        dtype: of the computation.
-
-    Returns:
-        ([B, T, D], (keys, values), each [B, T, G, K]).
-    """
-
-    heads: int
-    kv_heads: int
-    head_width: int
-    biases: tuple[str, ...] = ()
-    qk_norm: bool = False
-    eps: float = 1e-6
-    dropout: float = 0.0
-    std: float = 0.02
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, view: View, old: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(self.std))
-
-        def heads(name: str, count: int) -> jax.Array:
-            x_BTC = dense(count * self.head_width, use_bias="qkv" in self.biases, name=name)(x_BTD)
-            return rearrange(x_BTC, "B T (H K) -> B T H K", H=count)
-
-        q_BTHK, k_BTGK = heads("query", self.heads), heads("key", self.kv_heads)
-        v_BTGK = heads("value", self.kv_heads)
-        if self.qk_norm:
-            norm = partial(nn.RMSNorm, epsilon=self.eps, dtype=self.dtype)
-            q_BTHK, k_BTGK = norm(name="query_norm")(q_BTHK), norm(name="key_norm")(k_BTGK)
-        q_BTHK, k_BTGK = rotate(q_BTHK, *view.angles), rotate(k_BTGK, *view.angles)
-        dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout else None
-        out_BTHK = attend(q_BTHK, (k_BTGK, v_BTGK), old, view.seen, dropout=dropout)
-        out_BTC = rearrange(out_BTHK, "B T H K -> B T (H K)")
-        return dense(x_BTD.shape[-1], use_bias="out" in self.biases, name="out")(out_BTC), (k_BTGK, v_BTGK)
+from jaxbig.models.rope import Rope, angles, rope_of
+from jaxbig.models.rotary_attention import RotaryAttention
 
 
 class GatedMLP(nn.Module):
@@ -222,12 +176,12 @@ class Llama(nn.Module):
 
     def _layer(self, train: bool) -> Callable[[str], Callable[..., tuple[jax.Array, Any]]]:
         made = {"std": self.std, "dtype": self.dtype}
+        norm = partial(nn.RMSNorm, self.eps, dtype=self.dtype)
         attention = partial(
-            LlamaAttention, self.heads, self.kv_heads, self.head_width, tuple(self.biases), self.qk_norm, self.eps,
-            self.attention_dropout if train else 0.0, **made,
+            RotaryAttention, self.heads, self.kv_heads, self.head_width, tuple(self.biases),
+            norm if self.qk_norm else None, dropout=self.attention_dropout if train else 0.0, **made,
         )  # fmt: skip
         mlp = partial(GatedMLP, self.hidden, self.activation, "mlp" in self.biases, **made)
-        norm = partial(nn.RMSNorm, self.eps, dtype=self.dtype)
         # Inside a scan the loop itself keeps XLA from merging the two forward passes.
         layer = nn.remat(LlamaLayer, prevent_cse=not self.scan_layers) if self.remat else LlamaLayer
         return lambda name: layer(attention, mlp, norm, name=name)

@@ -17,6 +17,8 @@ from jaxbig.models.families import family_of
 V, COUNT = 37, 128
 PROMPTS = [list(np.random.default_rng(row).integers(4, V, size)) for row, size in enumerate((3, 17, 9, 1))]
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e2, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+LOCAL = {"rope_type": "default", "rope_theta": 500.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e2, "factor": 4.0}
 FIELDS = {
     "gpt2": {"n_positions": 160},
@@ -27,6 +29,11 @@ FIELDS = {
     "qwen2": {"use_sliding_window": False, "layer_types": None},
     "qwen2 windows": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "layer_types": None},
     "qwen3": {"use_sliding_window": False, "layer_types": None},
+    "gemma": {},
+    "gemma2": {"sliding_window": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 20.0,
+               "layer_types": None},
+    "gemma3_text": {"sliding_window": 5, "sliding_window_pattern": 2, "layer_types": None,
+                    "rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL}},
 }  # fmt: skip
 
 
@@ -62,7 +69,7 @@ def said(torch, model, prompt, count, **options):
 )
 def test_greedy_texts(torch64, name):
     model, module, params = pair(torch64, name)
-    if name in ("mistral", "qwen2 windows"):
+    if name in ("mistral", "qwen2 windows", "gemma2", "gemma3_text"):
         assert any(module.windows)
     expected = [said(torch64, model, prompt, COUNT) for prompt in PROMPTS]
     assert len({token for text in expected for token in text}) > 8

@@ -14,6 +14,7 @@ BERT = TEXT | {
 DISTIL = TEXT | {"dim": 12, "n_layers": 2, "n_heads": 3, "hidden_dim": 20, "max_position_embeddings": 24}
 GPT2 = TEXT | {"n_embd": 12, "n_layer": 3, "n_head": 3, "n_positions": 24}
 LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 6}
+GEMMA = LLAMA | {"sliding_window": 3, "query_pre_attn_scalar": 5}
 VIT = {
     "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20, "image_size": SIDE,
     "patch_size": 4, "num_labels": LABELS,
@@ -59,6 +60,12 @@ CASES = {
     "qwen2 lm tied": Case("Qwen2ForCausalLM", BERT | TIED | {"num_key_value_heads": 1}),
     "qwen3 lm": Case("Qwen3ForCausalLM", LLAMA),
     "qwen3 classes": Case("Qwen3ForSequenceClassification", LLAMA),
+    "gemma lm": Case("GemmaForCausalLM", LLAMA),
+    "gemma2 lm": Case("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2 classes": Case("Gemma2ForSequenceClassification", GEMMA),
+    "gemma3": Case("Gemma3TextModel", GEMMA | {"layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3 lm untied": Case("Gemma3ForCausalLM", GEMMA | UNTIED | {"sliding_window_pattern": 2}),
+    "gemma3 classes": Case("Gemma3TextForSequenceClassification", GEMMA | {"sliding_window_pattern": 2}),
     "vit classes": Case("ViTForImageClassification", VIT),
     "deit classes": Case("DeiTForImageClassification", VIT),
     "deit taught": Case("DeiTForImageClassificationWithTeacher", VIT),

@@ -35,6 +35,11 @@ MODELS = {
     "llama": (
         "LlamaForCausalLM", TINY | {"num_key_value_heads": 2, "head_dim": 4}, ["q_proj", "v_proj", "down_proj"],
     ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        TINY | {"num_key_value_heads": 2, "head_dim": 4, "sliding_window": 3, "sliding_window_pattern": 2},
+        ["q_proj", "v_proj", "down_proj"],
+    ),
     "vit": ("ViTForImageClassification", TINY | {"image_size": 8, "patch_size": 4}, ["q_proj", "v_proj", "fc1"]),
 }  # fmt: skip
 # PEFT has these for torch's Linear alone, and GPT-2's products are transformers' Conv1D.
