@@ -92,6 +92,20 @@ def field(config: Mapping[str, Any], name: str, *default: Any) -> Any:
     raise UserError(f"config.json: has no {name!r}, which a {config.get('model_type')} model needs")
 
 
+def square_side(config: Mapping[str, Any], name: str) -> int:
+    """A side that files write as a number or as two equal ones.
+
+    Example:
+        >>> square_side({"image_size": [8, 8]}, "image_size")
+        8
+    """
+    side = field(config, name)
+    rows, columns = side if isinstance(side, list | tuple) else (side, side)
+    if rows != columns:
+        raise UserError(f"config.json: {name} is {side}; jaxbig's {config.get('model_type')} knows squares")
+    return rows
+
+
 def refuse(config: Mapping[str, Any], **only: Any) -> None:
     """Raises where a config asks for what the family's module does not do; nothing is ignored in silence.
 

@@ -19,6 +19,7 @@ from jaxbig.models.cache import Cache, attend, place, seen
 from jaxbig.models.decoder import Head, Stack, View, head_tensors, run, task_fields
 from jaxbig.models.family import Family, Tensor, field, refuse
 from jaxbig.models.rope import Rope, angles, rope_of, rotate
+from jaxbig.models.stack import recomputed
 
 
 class LlamaAttention(nn.Module):
@@ -228,8 +229,7 @@ class Llama(nn.Module):
         )  # fmt: skip
         mlp = partial(GatedMLP, self.hidden, self.activation, "mlp" in self.biases, **made)
         norm = partial(nn.RMSNorm, self.eps, dtype=self.dtype)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(LlamaLayer, prevent_cse=not self.scan_layers) if self.remat else LlamaLayer
+        layer = recomputed(LlamaLayer, self.remat, self.scan_layers)
         return lambda name: layer(attention, mlp, norm, name=name)
 
 
