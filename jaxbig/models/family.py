@@ -42,6 +42,8 @@ class Family(NamedTuple):
         tensors: ``module -> list of Tensor``: every tensor of the module, each leaf exactly once.
         prefix: transformers' ``base_model_prefix``; files of a bare model leave it out.
         example: ``module -> arrays' shapes`` that the module can be called with.
+        alone: ``config -> config``: the ``config.json`` of this part of a larger model, out of the larger one's; it
+            gives one that is this family's own as it is. None: the family is no such part.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Family(NamedTuple):
     tensors: Callable[[Any], Sequence[Tensor]]
     prefix: str
     example: Callable[[Any], tuple[Any, ...]]
+    alone: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def names_of(tensors: Sequence[Tensor], layers: int) -> Callable[[str], str | list[str] | None]:
