@@ -24,6 +24,7 @@ from jaxbig.models.text_tower import TextTower
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vision_tower import VisionTower
 from jaxbig.models.vit import ViT, vit
+from jaxbig.models.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
     "CLIP",
@@ -49,6 +50,7 @@ __all__ = [
     "TextTower",
     "ViT",
     "VisionTower",
+    "class_embeddings",
     "empty_cache",
     "family_of",
     "frame_count",
@@ -64,4 +66,5 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
     "vit",
+    "zero_shot",
 ]
