@@ -54,8 +54,6 @@ def _alone(kind: str, name: str, architecture: str, config: Config) -> Config:
 
 def _sizes(config: Config, **options: Any) -> dict[str, Any]:
     """The fields that both towers have."""
-    if "num_classes" in options:
-        raise UserError(f"{config['model_type']}: it has no classes; leave num_classes out")
     return {
         "width": config["hidden_size"],
         "layers": config["num_hidden_layers"],
