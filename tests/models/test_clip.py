@@ -27,6 +27,9 @@ from jaxbig.tune.lora import lora
 
 V, TEXTS, IMAGES = 29, 3, 2
 KINDS = {"clip": "CLIP", "siglip": "Siglip"}
+EACH = pytest.mark.parametrize(
+    "kind", [pytest.param("clip", marks=pytest.mark.slow), "siglip"]
+)  # SigLIP has all that CLIP has, and a pool
 
 
 def config(kind, number):
@@ -318,9 +321,6 @@ def test_the_table_tells_each_leaf_once(kind, task):
 @functools.cache
 def made(kind):
     return create(BOTH | {"model_type": kind, "architectures": [f"{KINDS[kind]}Model"]})
-
-
-EACH = pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.slow), "siglip"])
 
 
 @EACH
