@@ -109,6 +109,7 @@ def opened(folder: Path, family: Family | None = None) -> Opened:
     config = read_json(folder / CONFIG)
     with _at(folder / CONFIG):
         family = family_of(config) if family is None else family
+        config = config if family.alone is None else dict(family.alone(config))
     stored = tensors_of(folder)
     configs.check(config, folder / CONFIG, stored)
     return Opened(folder, config, family, stored)
@@ -163,9 +164,16 @@ def _at(where: Path) -> Iterator[None]:
         raise UserError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
 
 
+def _fields(module: nn.Module) -> set[str]:
+    """The fields of a module, and those that all modules have which it is made of: options of a family reach those."""
+    own = {field.name for field in dataclasses.fields(module)}
+    parts = [_fields(part) for name in own - {"parent"} if isinstance(part := getattr(module, name), nn.Module)]
+    return (own | (set.intersection(*parts) if parts else set())) - {"parent", "name"}
+
+
 def _with(module: nn.Module, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:
     """The module with options, of which it has to have the fields."""
-    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    known = _fields(module)
     for name in sorted(options.keys() - known):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"

@@ -18,6 +18,7 @@ _COUNTS = (
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
 _SIDES = ("image_size", "patch_size")
+_PARTS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 MOST_LAYERS = 2048  # a module of more takes hours to build
 
 
@@ -60,6 +61,9 @@ def check(config: Mapping[str, Any], where: Any, stored: Mapping[str, Stored] | 
         for side in value if isinstance(value, list) else [value]:
             if side is not None and (type(side) is not int or not 1 <= side <= 2**16):
                 raise UserError(f"{where}: {name} is {value!r:.40}; it has to be a number of pixels, at most 65536")
+    for name in _PARTS:
+        if isinstance(part := config.get(name), Mapping):
+            check(part, f"{where}: {name}", stored)
     if config.get("quantization_config"):
         raise UserError(
             f"{where}: has a quantization_config: its weights are codes, which jaxbig does not read; load the model in "

@@ -2,6 +2,7 @@
 
 from jaxbig.models.bert import Bert
 from jaxbig.models.cache import Cache, empty_cache
+from jaxbig.models.clip import CLIP
 from jaxbig.models.cnn import CNN
 from jaxbig.models.crnn import CRNN
 from jaxbig.models.embed import sentence_embeddings
@@ -20,10 +21,14 @@ from jaxbig.models.reader import Reader
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.tabular import FTTransformer, TabularMLP
+from jaxbig.models.text_tower import TextTower
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
+from jaxbig.models.vision_tower import VisionTower
 from jaxbig.models.vit import ViT, vit
+from jaxbig.models.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
+    "CLIP",
     "CNN",
     "CRNN",
     "FAMILIES",
@@ -44,7 +49,10 @@ __all__ = [
     "RecurrentStack",
     "ResNet",
     "TabularMLP",
+    "TextTower",
     "ViT",
+    "VisionTower",
+    "class_embeddings",
     "empty_cache",
     "family_of",
     "frame_count",
@@ -60,4 +68,5 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
     "vit",
+    "zero_shot",
 ]

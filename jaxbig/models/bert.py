@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxbig.errors import UserError
 from jaxbig.models.activation import activation
 from jaxbig.models.feedforward import FeedForward
-from jaxbig.models.self_attention import SelfAttention
+from jaxbig.models.self_attention import SelfAttention, segment_mask
+from jaxbig.models.stack import recomputed, run_layers
 
 TASKS = ("masked_lm", "sequence_classification", "token_classification", "question_answering", "features")
 
@@ -154,7 +155,7 @@ class Bert(nn.Module):
         embed = self._table(self.vocabulary, "embed")
         x_BTD = self._embedded(embed, tokens_BT, positions, types)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(self._norm("embed_norm")(x_BTD))
-        seen = None if segments is None else _seen(jnp.broadcast_to(segments, tokens_BT.shape))
+        seen = None if segments is None else segment_mask(jnp.broadcast_to(segments, tokens_BT.shape))
         x_BTD = self._stack(x_BTD, seen, train)
         return self._head(x_BTD, embed, train)
 
@@ -187,20 +188,9 @@ class Bert(nn.Module):
 
     def _stack(self, x_BTD: jax.Array, seen: jax.Array | None, train: bool) -> jax.Array:
         rates = (self.attention_dropout, self.out_dropout, self.dropout) if train else (0.0, 0.0, 0.0)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(BertLayer, prevent_cse=not self.scan_layers) if self.remat else BertLayer
+        layer = recomputed(BertLayer, self.remat, self.scan_layers)
         made = partial(layer, self.heads, self.hidden, self.activation, self.eps, *rates, self.std, self.dtype)
-        if not self.scan_layers:
-            for number in range(self.layers):
-                x_BTD = made(name=f"layer_{number}")(x_BTD, seen)
-            return x_BTD
-        scanned = nn.scan(
-            lambda module, x_BTD, _: (module(x_BTD, seen), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.layers,
-        )
-        return scanned(made(name="layers"), x_BTD, None)[0]
+        return run_layers(made, self.layers, self.scan_layers, x_BTD, seen)
 
     def _head(self, x_BTD: jax.Array, embed: nn.Embed, train: bool) -> Any:
         """What the task wants of the last hidden states."""
@@ -225,9 +215,3 @@ class Bert(nn.Module):
 
 def _wide(logits: jax.Array) -> jax.Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def _seen(segments_BT: jax.Array) -> jax.Array:
-    """Bool [B, 1, T, T]: a token sees its segment; padding, which nobody sees, all that is none, as in transformers."""
-    query_BT1, key_B1T = segments_BT[:, :, None], segments_BT[:, None, :]
-    return jnp.where(query_BT1 == 0, key_B1T != 0, query_BT1 == key_B1T)[:, None]

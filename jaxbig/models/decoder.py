@@ -14,7 +14,8 @@ from flax.linen.dtypes import promote_dtype
 from jaxbig.errors import UserError
 from jaxbig.models.attention import Where
 from jaxbig.models.cache import Cache, Seen, append, full
-from jaxbig.models.family import Tensor
+from jaxbig.models.family import LAYERS, Tensor
+from jaxbig.models.stack import scanned
 
 TASKS = ("causal_lm", "sequence_classification", "token_classification", "features")
 
@@ -88,11 +89,8 @@ def _scanned(stack: Stack, x_BTD: jax.Array, views: Sequence[View], old: Any) ->
             view = jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *views)
         return module(x_BTD, view, mine, number)
 
-    scanned = nn.scan(
-        body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=count
-    )  # fmt: skip
     inputs = jnp.arange(count), jnp.asarray(stack.kinds, jnp.int32), old
-    return scanned(stack.layer("layers"), x_BTD, inputs)
+    return scanned(body, count)(stack.layer(LAYERS), x_BTD, inputs)
 
 
 class Head(NamedTuple):

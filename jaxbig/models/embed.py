@@ -1,4 +1,4 @@
-"""Vectors of texts, from the last hidden states of an encoder.
+"""Vectors of texts, from the last hidden states of an encoder, and vectors of length 1.
 
 Legend of the shape suffixes: B batch, T tokens, D width, S texts in a row.
 """
@@ -7,6 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """``x / max(|x|, 1e-12)`` along the last axis, float32 at least; the gradient of a zero vector is finite.
+
+    Example:
+        >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # The maximum is taken below the root, whose gradient at zero would be infinite.
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def sentence_embeddings(
@@ -55,6 +67,5 @@ def sentence_embeddings(
     sum_BSD = jnp.einsum("BTS,BTD->BSD", its_BTS, states_BTD.astype(wide), precision="highest")
     mean_BSD = sum_BSD / jnp.maximum(its_BTS.sum(axis=1), 1)[..., None]
     if normalise:
-        # The maximum is taken below the root, whose gradient at zero would be infinite.
-        mean_BSD /= jnp.sqrt(jnp.maximum(jnp.square(mean_BSD).sum(axis=-1, keepdims=True), 1e-24))
+        mean_BSD = unit(mean_BSD)
     return mean_BSD if texts is not None else mean_BSD[:, 0]

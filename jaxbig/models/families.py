@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxbig.errors import UserError
 from jaxbig.models.bert_families import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
+from jaxbig.models.clip_families import CLIP_FAMILY, CLIP_TEXT, CLIP_VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION
 from jaxbig.models.family import Family
 from jaxbig.models.gemma_families import GEMMA, GEMMA2, GEMMA3
 from jaxbig.models.gpt2 import GPT2_FAMILY
@@ -17,6 +18,12 @@ ALL: tuple[Family, ...] = (
     DISTILBERT,
     ROBERTA,
     XLM_ROBERTA,
+    CLIP_FAMILY,
+    CLIP_TEXT,
+    CLIP_VISION,
+    SIGLIP,
+    SIGLIP_TEXT,
+    SIGLIP_VISION,
     DEIT,
     DINOV2,
     VIT,

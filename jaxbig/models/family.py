@@ -42,6 +42,8 @@ class Family(NamedTuple):
         tensors: ``module -> list of Tensor``: every tensor of the module, each leaf exactly once.
         prefix: transformers' ``base_model_prefix``; files of a bare model leave it out.
         example: ``module -> arrays' shapes`` that the module can be called with.
+        alone: ``config -> config``: the ``config.json`` of this part of a larger model, out of the larger one's; it
+            gives one that is this family's own as it is. None: the family is no such part.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Family(NamedTuple):
     tensors: Callable[[Any], Sequence[Tensor]]
     prefix: str
     example: Callable[[Any], tuple[Any, ...]]
+    alone: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def names_of(tensors: Sequence[Tensor], layers: int) -> Callable[[str], str | list[str] | None]:
@@ -90,6 +93,20 @@ def field(config: Mapping[str, Any], name: str, *default: Any) -> Any:
     if default:
         return default[0]
     raise UserError(f"config.json: has no {name!r}, which a {config.get('model_type')} model needs")
+
+
+def square_side(config: Mapping[str, Any], name: str) -> int:
+    """A side that files write as a number or as two equal ones.
+
+    Example:
+        >>> square_side({"image_size": [8, 8]}, "image_size")
+        8
+    """
+    side = field(config, name)
+    rows, columns = side if isinstance(side, list | tuple) else (side, side)
+    if rows != columns:
+        raise UserError(f"config.json: {name} is {side}; jaxbig's {config.get('model_type')} knows squares")
+    return rows
 
 
 def refuse(config: Mapping[str, Any], **only: Any) -> None:

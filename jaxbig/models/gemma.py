@@ -18,6 +18,7 @@ from jaxbig.models.decoder import Head, Stack, View, run
 from jaxbig.models.llama import GatedMLP
 from jaxbig.models.rope import Rope, angles
 from jaxbig.models.rotary_attention import RotaryAttention
+from jaxbig.models.stack import recomputed
 
 
 class GemmaNorm(nn.Module):
@@ -186,6 +187,5 @@ class Gemma(nn.Module):
             self.attention_dropout if train else 0.0, **made,
         )  # fmt: skip
         mlp = partial(GatedMLP, self.hidden, self.activation, **made)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(GemmaLayer, prevent_cse=not self.scan_layers) if self.remat else GemmaLayer
+        layer = recomputed(GemmaLayer, self.remat, self.scan_layers)
         return lambda name: layer(attention, mlp, norm, self.post_norms, name=name)

@@ -18,6 +18,7 @@ from jaxbig.models.cache import Cache, attend, place, seen
 from jaxbig.models.decoder import Head, Stack, View, head_tensors, run, task_fields
 from jaxbig.models.family import Family, Tensor, field, refuse
 from jaxbig.models.feedforward import FeedForward
+from jaxbig.models.stack import recomputed
 
 
 class GPT2Attention(nn.Module):
@@ -187,8 +188,7 @@ class GPT2(nn.Module):
         rates = (self.attention_dropout, self.dropout) if train else (0.0, 0.0)
         attention = partial(GPT2Attention, self.heads, self.scaled, self.by_layer, rates[0], **made)
         mlp = partial(FeedForward, self.hidden, self.activation, **made)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(GPT2Layer, prevent_cse=not self.scan_layers) if self.remat else GPT2Layer
+        layer = recomputed(GPT2Layer, self.remat, self.scan_layers)
         return lambda name: layer(attention, mlp, self._norm(), rates[1], name=name)
 
 

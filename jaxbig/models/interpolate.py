@@ -1,11 +1,13 @@
 """Bicubic interpolation as torch computes it, which published position embeddings are resized by.
 
-Legend of the shape suffixes: H rows, W columns, I and J those of the result, D width.
+Legend of the shape suffixes: H rows, W columns, I and J those of the result, D width, T
+positions.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 
 def bicubic_matrix(old: int, new: int, sharpness: float = -0.75) -> np.ndarray:
@@ -59,3 +61,25 @@ def bicubic(x_HWD: jax.Array, rows: int, columns: int) -> jax.Array:
         jnp.asarray(bicubic_matrix(old, new), wide) for old, new in zip(x_HWD.shape[:2], (rows, columns), strict=True)
     )
     return jnp.einsum("IH,JW,HWD->IJD", down_IH, across_JW, x_HWD.astype(wide)).astype(x_HWD.dtype)
+
+
+def resized_positions(positions_TD: jax.Array, side: int, rows: int, columns: int) -> jax.Array:
+    """Position embeddings of a square grid of patches for a grid of another size.
+
+    Args:
+        positions_TD: those of tokens in front, which stay, and then of side * side patches, row by row.
+        side: of the grid that they are for.
+        rows, columns: of the other grid.
+
+    Returns:
+        array [T - side * side + rows * columns, D]; the same array where the grid is the same.
+
+    Example:
+        >>> resized_positions(jnp.ones((5, 3)), 2, 1, 3).shape
+        (4, 3)
+    """
+    if (rows, columns) == (side, side):
+        return positions_TD
+    front_TD, grid_ND = jnp.split(positions_TD, [positions_TD.shape[0] - side * side])
+    grid_HWD = bicubic(rearrange(grid_ND, "(H W) D -> H W D", H=side), rows, columns)
+    return jnp.concatenate([front_TD, rearrange(grid_HWD, "H W D -> (H W) D")])

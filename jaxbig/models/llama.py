@@ -19,6 +19,7 @@ from jaxbig.models.decoder import Head, Stack, View, head_tensors, run, task_fie
 from jaxbig.models.family import Family, Tensor, field, refuse
 from jaxbig.models.rope import Rope, angles, rope_of
 from jaxbig.models.rotary_attention import RotaryAttention
+from jaxbig.models.stack import recomputed
 
 
 class GatedMLP(nn.Module):
@@ -182,8 +183,7 @@ class Llama(nn.Module):
             norm if self.qk_norm else None, dropout=self.attention_dropout if train else 0.0, **made,
         )  # fmt: skip
         mlp = partial(GatedMLP, self.hidden, self.activation, "mlp" in self.biases, **made)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(LlamaLayer, prevent_cse=not self.scan_layers) if self.remat else LlamaLayer
+        layer = recomputed(LlamaLayer, self.remat, self.scan_layers)
         return lambda name: layer(attention, mlp, norm, name=name)
 
 

@@ -15,8 +15,10 @@ from einops import rearrange
 
 from jaxbig.errors import UserError
 from jaxbig.models.feedforward import FeedForward
-from jaxbig.models.interpolate import bicubic
+from jaxbig.models.interpolate import resized_positions
+from jaxbig.models.pre_norm import PreNormLayer
 from jaxbig.models.self_attention import SelfAttention
+from jaxbig.models.stack import recomputed, run_layers
 
 TASKS = ("image_classification", "features")
 READS = ("cls", "both", "mean")
@@ -45,36 +47,6 @@ class SwiGLU(nn.Module):
         return dense(x_BTD.shape[-1], name="down")(nn.silu(gate_BTF) * h_BTF)
 
 
-class PublishedViTLayer(nn.Module):
-    """x <- x + s_1 attention(norm(x)); x <- x + s_2 mlp(norm(x)).
-
-    Args:
-        attention, mlp, norm: ``name -> module`` of its three kinds of parts.
-        scale: s_1 and s_2 at initialisation, each a vector of width D; None: there are none.
-        dropout: rate on what each half adds (needs a "dropout" key); 0 outside training.
-
-    Returns:
-        array [B, T, D].
-    """
-
-    attention: Callable[..., nn.Module]
-    mlp: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    scale: float | None = None
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
-        for name, part in (("attention", self.attention), ("mlp", self.mlp)):
-            y_BTD = part(name=name)(self.norm(name=f"{name}_norm")(x_BTD))
-            if self.scale is not None:
-                init = nn.initializers.constant(self.scale)
-                y_BTD = y_BTD * self.param(f"{name}_scale", init, (x_BTD.shape[-1],)).astype(y_BTD.dtype)
-            x_BTD = x_BTD + drop(y_BTD)
-        return x_BTD
-
-
 class PublishedViT(nn.Module):
     """Patches -> convolution + learned positions -> L pre-norm layers -> norm -> head.
 
@@ -91,7 +63,7 @@ class PublishedViT(nn.Module):
         swiglu: hidden layers are `SwiGLU`s.
         eps: of the norms.
         bias: of the products that make queries, keys and values.
-        scale: see `PublishedViTLayer`.
+        scale: see `PreNormLayer`.
         teacher: a second token in front, DeiT's for distillation.
         mask_token: a vector that stands for hidden patches.
         reads: what the head reads: "cls"; "both", the mean of a head of the first and one of the teacher's token;
@@ -193,12 +165,9 @@ class PublishedViT(nn.Module):
         front = [self.param(name, init, (1, 1, self.width)) for name in ("cls", "teacher")[: 1 + self.teacher]]
         side = self.image // self.patch
         positions_1TD = self.param("positions", init, (1, len(front) + side * side, self.width))
-        if (rows, columns) != (side, side):
-            front_1TD, grid_1TD = jnp.split(positions_1TD, [len(front)], axis=1)
-            grid_HWD = bicubic(rearrange(grid_1TD, "1 (H W) D -> H W D", H=side), rows, columns)
-            positions_1TD = jnp.concatenate([front_1TD, rearrange(grid_HWD, "H W D -> 1 (H W) D")], axis=1)
+        positions_TD = resized_positions(positions_1TD[0], side, rows, columns)
         tokens = [jnp.broadcast_to(token.astype(x_BND.dtype), (x_BND.shape[0], 1, self.width)) for token in front]
-        return jnp.concatenate([*tokens, x_BND], axis=1) + positions_1TD.astype(x_BND.dtype)
+        return jnp.concatenate([*tokens, x_BND], axis=1) + positions_TD.astype(x_BND.dtype)
 
     def _stack(self, x_BTD: jax.Array, train: bool) -> jax.Array:
         rates = (self.attention_dropout, self.layer_dropout) if train else (0.0, 0.0)
@@ -206,21 +175,9 @@ class PublishedViT(nn.Module):
         mlp = partial(FeedForward, self.hidden, self.activation, self.std, dtype=self.dtype)
         if self.swiglu:
             mlp = partial(SwiGLU, self.hidden, self.std, self.dtype)
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = PublishedViTLayer
-        layer = nn.remat(layer, prevent_cse=not self.scan_layers) if self.remat else layer
+        layer = recomputed(PreNormLayer, self.remat, self.scan_layers)
         made = partial(layer, attend, mlp, self._norm, self.scale, rates[1])
-        if not self.scan_layers:
-            for number in range(self.layers):
-                x_BTD = made(name=f"layer_{number}")(x_BTD)
-            return x_BTD
-        scanned = nn.scan(
-            lambda module, x_BTD, _: (module(x_BTD), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.layers,
-        )
-        return scanned(made(name="layers"), x_BTD, None)[0]
+        return run_layers(made, self.layers, self.scan_layers, x_BTD)
 
     def _head(self, x_BTD: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.std)

@@ -8,9 +8,29 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 
 from jaxbig.models.attention import attention
+
+
+def segment_mask(segments_BT: jax.Array, causal: bool = False) -> jax.Array:
+    """Which tokens an encoder's token may see: those of its segment; padding, which nobody sees, all that is none.
+
+    Args:
+        segments_BT: int or bool; 0 is padding.
+        causal: only what stands before it, and itself.
+
+    Returns:
+        bool [B, 1, T, T], as in transformers for an attention mask of zeros and ones.
+
+    Example:
+        >>> segment_mask(jnp.array([[1, 1, 0]]))[0, 0].astype(int).tolist()
+        [[1, 1, 0], [1, 1, 0], [1, 1, 0]]
+    """
+    query_BT1, key_B1T = segments_BT[:, :, None], segments_BT[:, None, :]
+    seen_BTT = jnp.where(query_BT1 == 0, key_B1T != 0, query_BT1 == key_B1T)
+    return (jnp.tril(seen_BTT) if causal else seen_BTT)[:, None]
 
 
 class SelfAttention(nn.Module):

@@ -4,6 +4,7 @@ Legend of the shape suffixes: B batch, T tokens, D width of the model, F width o
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
+from jaxbig.models.stack import recomputed, run_layers
 
 GLOROT_UNIFORM = nn.initializers.xavier_uniform()
 
@@ -107,20 +109,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(EncoderLayer, prevent_cse=not self.scan_layers) if self.remat else EncoderLayer
-        sizes = {"heads": self.heads, "hidden": self.hidden, "dropout": self.dropout, "dtype": self.dtype}
-        if self.scan_layers:
-            body = nn.scan(
-                lambda module, x_BTD, _: (module(x_BTD), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=self.layers,
-            )
-            x_BTD, _ = body(layer(**sizes, deterministic=not train, name="layers"), x_BTD, None)
-        else:
-            for index in range(self.layers):
-                x_BTD = layer(**sizes, deterministic=not train, name=f"layer_{index}")(x_BTD)
+        layer = recomputed(EncoderLayer, self.remat, self.scan_layers)
+        made = partial(layer, self.heads, self.hidden, self.dropout, not train, self.dtype)
+        x_BTD = run_layers(made, self.layers, self.scan_layers, x_BTD)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x_BTD)
 
 

@@ -8,17 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbig.errors import UserError
-from jaxbig.models.family import Family, Tensor, field, refuse
+from jaxbig.models.family import Family, Tensor, field, refuse, square_side
 from jaxbig.models.published_vit import TASKS, PublishedViT
-
-
-def _side(config: Mapping[str, Any], name: str) -> int:
-    """A side that files write as a number or as two equal ones."""
-    side = field(config, name)
-    rows, columns = side if isinstance(side, list | tuple) else (side, side)
-    if rows != columns:
-        raise UserError(f"config.json: {name} is {side}; jaxbig's {config.get('model_type')} knows squares")
-    return rows
 
 
 def _module(config: Mapping[str, Any], task: str, **options: Any) -> PublishedViT:
@@ -35,8 +26,8 @@ def _module(config: Mapping[str, Any], task: str, **options: Any) -> PublishedVi
     dropout = config.get("hidden_dropout_prob", 0.0)
     taught = "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ())
     return PublishedViT(
-        image=_side(config, "image_size"),
-        patch=_side(config, "patch_size"),
+        image=square_side(config, "image_size"),
+        patch=square_side(config, "patch_size"),
         width=width,
         layers=field(config, "num_hidden_layers"),
         heads=field(config, "num_attention_heads"),

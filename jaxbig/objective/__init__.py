@@ -12,6 +12,7 @@ from jaxbig.objective.base import (
     weighted_mean,
 )
 from jaxbig.objective.classify import classify, cross_entropy
+from jaxbig.objective.contrast import contrast, info_nce, pairwise_sigmoid
 from jaxbig.objective.distill import distill, soft_cross_entropy
 from jaxbig.objective.precision import computed_in
 from jaxbig.objective.regress import regress
@@ -24,10 +25,13 @@ __all__ = [
     "classify",
     "collected",
     "computed_in",
+    "contrast",
     "cross_entropy",
     "distill",
     "example_weights",
     "forward",
+    "info_nce",
+    "pairwise_sigmoid",
     "picked",
     "regress",
     "soft_cross_entropy",

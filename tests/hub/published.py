@@ -19,6 +19,10 @@ VIT = {
     "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20, "image_size": SIDE,
     "patch_size": 4, "num_labels": LABELS,
 }  # fmt: skip
+CLIP_TEXT = BERT | {"max_position_embeddings": 9, "projection_dim": 6}
+CLIP_VISION = VIT | {"hidden_size": 8, "num_attention_heads": 2, "projection_dim": 6}
+CLIP = {"text_config": CLIP_TEXT, "vision_config": CLIP_VISION, "projection_dim": 6}
+SIGLIP = {"text_config": CLIP_TEXT | {"projection_size": 8}, "vision_config": CLIP_VISION}
 # An untied BERT has a second bias in transformers' module, which counts for nothing and is no leaf of ours.
 IDLE = {"cls.predictions.bias"}
 UNTIED = {"tie_word_embeddings": False}
@@ -70,6 +74,15 @@ CASES = {
     "deit classes": Case("DeiTForImageClassification", VIT),
     "deit taught": Case("DeiTForImageClassificationWithTeacher", VIT),
     "dinov2 classes": Case("Dinov2ForImageClassification", VIT),
+    "clip": Case("CLIPModel", CLIP),
+    "clip text": Case("CLIPTextModel", CLIP_TEXT),
+    "clip text projected": Case("CLIPTextModelWithProjection", CLIP_TEXT),
+    "clip vision": Case("CLIPVisionModel", CLIP_VISION),
+    "clip vision projected": Case("CLIPVisionModelWithProjection", CLIP_VISION),
+    "siglip": Case("SiglipModel", SIGLIP),
+    "siglip text": Case("SiglipTextModel", CLIP_TEXT | {"projection_size": 7}),
+    "siglip vision": Case("SiglipVisionModel", CLIP_VISION),
+    "siglip vision, no head": Case("SiglipVisionModel", CLIP_VISION | {"vision_use_head": False}),
     "dinov2": Case("Dinov2Model", VIT | {"use_swiglu_ffn": True}),
 }
 
@@ -104,8 +117,10 @@ def read_back(torch, folder, name, dtype="float64"):
 
 
 def inputs(case):
-    """Token ids [2, 7], or images [2, 8, 8, 3]."""
+    """Token ids [2, 7], or images [2, 8, 8, 3], or a pair of them."""
     rng = np.random.default_rng(0)
+    if "vision_config" in case.fields:
+        return rng.integers(3, V, (2, 7)), rng.normal(size=(2, SIDE, SIDE, 3))
     if "image_size" in case.fields:
         return rng.normal(size=(2, SIDE, SIDE, 3))
     return rng.integers(3, V, (2, 7))
@@ -113,13 +128,19 @@ def inputs(case):
 
 def said(torch, model, x):
     """All that a model says of them, as NumPy arrays."""
-    given = {"pixel_values": torch.tensor(np.moveaxis(x, -1, 1))} if x.ndim == 4 else {"input_ids": torch.tensor(x)}
-    if x.ndim == 4:
-        given["pixel_values"] = given["pixel_values"].to(model.dtype)
+    given = {}
+    for each in x if isinstance(x, tuple) else (x,):
+        if each.ndim == 4:
+            given["pixel_values"] = torch.tensor(np.moveaxis(each, -1, 1)).to(model.dtype)
+        else:
+            given["input_ids"] = torch.tensor(each)
     with torch.no_grad():
         found = model(**given)
     if hasattr(found, "start_logits"):
         return [found.start_logits.numpy(), found.end_logits.numpy()]
+    for name in ("logits_per_image", "text_embeds", "image_embeds"):
+        if found.get(name) is not None:
+            return [found[name].float().numpy()]
     if hasattr(found, "last_hidden_state"):
         pooled = found.get("pooler_output")
         return [each.float().numpy() for each in (found.last_hidden_state, pooled) if each is not None]

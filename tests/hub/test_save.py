@@ -36,7 +36,8 @@ def stored(folder):
 
 
 def ours(model, x, **more):
-    found = jax.jit(model.apply)(model.params, jnp.asarray(x), **more)
+    arrays = map(jnp.asarray, x if isinstance(x, tuple) else (x,))
+    found = jax.jit(model.apply)(model.params, *arrays, **more)
     return found if isinstance(found, tuple) else (found,)
 
 
