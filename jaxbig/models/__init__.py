@@ -10,7 +10,7 @@ from jaxbig.models.families import FAMILIES, family_of
 from jaxbig.models.gpt2 import GPT2
 from jaxbig.models.head import replace_head
 from jaxbig.models.llama import Llama
-from jaxbig.models.logmel import frame_count, log_mel, mel_filters
+from jaxbig.models.logmel import frame_count, log_mel, mel_filters, whisper_log_mel
 from jaxbig.models.mlp import MLP
 from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool, max_pool_overlapping
@@ -21,6 +21,7 @@ from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
 from jaxbig.models.tabular import FTTransformer, TabularMLP
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vit import ViT, vit
+from jaxbig.models.whisper import Whisper
 
 __all__ = [
     "CNN",
@@ -43,6 +44,7 @@ __all__ = [
     "ResNet",
     "TabularMLP",
     "ViT",
+    "Whisper",
     "empty_cache",
     "family_of",
     "frame_count",
@@ -58,4 +60,5 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
     "vit",
+    "whisper_log_mel",
 ]
