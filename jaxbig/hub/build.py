@@ -20,7 +20,7 @@ from jaxbig.hub.folder import CONFIG, read_json, tensors_of
 from jaxbig.hub.plan import Named, named
 from jaxbig.hub.safetensors_file import Stored
 from jaxbig.models.families import family_of
-from jaxbig.models.family import Family
+from jaxbig.models.family import Family, Tensor
 from jaxbig.tree import paths
 
 # What Python, jax and flax raise where a config's fields do not fit each other.
@@ -141,7 +141,7 @@ def build(
     try:
         with _at(where):
             plain = family.module(config, task)
-            bare = family.module(config, "features") if "features" in family.architectures.values() else None
+            body = _body(family, config)
             module = _with(plain, partial(family.module, config, task), options)
             inputs = family.example(module)
             variables = jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
@@ -149,7 +149,7 @@ def build(
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{where}: describes no {family.name} that can be built ({told:.200}); mend it") from error
     shapes = paths(variables["params"])
-    leaves = named(family.tensors(module), shapes, None if bare is None else family.tensors(bare))
+    leaves = named(family.tensors(module), shapes, body)
     return Built(module, task, inputs, shapes, leaves, config)
 
 
@@ -169,6 +169,14 @@ def _fields(module: nn.Module) -> set[str]:
     own = {field.name for field in dataclasses.fields(module)}
     parts = [_fields(part) for name in own - {"parent"} if isinstance(part := getattr(module, name), nn.Module)]
     return (own | (set.intersection(*parts) if parts else set())) - {"parent", "name"}
+
+
+def _body(family: Family, config: Mapping[str, Any]) -> list[Tensor] | None:
+    """The tensors of the model without a head, also as classes name them that hold its parts without the prefix."""
+    if "features" not in family.architectures.values():
+        return None
+    tensors = family.tensors(family.module(config, "features"))
+    return [*tensors, *(each._replace(name=each.name.removeprefix(family.prefix + ".")) for each in tensors)]
 
 
 def _with(module: nn.Module, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> nn.Module:

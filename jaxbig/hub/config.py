@@ -13,9 +13,11 @@ Config = dict[str, Any]
 _COUNTS = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "type_vocab_size",
     "n_embd", "n_head", "n_positions", "n_inner", "n_heads", "dim", "hidden_dim", "d_model", "d_ff", "d_kv",
-    "num_heads", "head_dim", "num_channels", "num_labels",
+    "num_heads", "head_dim", "num_channels", "num_labels", "encoder_attention_heads", "decoder_attention_heads",
+    "encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions", "max_target_positions",
+    "classifier_proj_size",
 )  # fmt: skip
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 _POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
 _SIDES = ("image_size", "patch_size")
 _PARTS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")

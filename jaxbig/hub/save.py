@@ -27,7 +27,7 @@ MOST = 5_000_000_000
 BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json",
+    "preprocessor_config.json", "processor_config.json", "normalizer.json",
 )  # fmt: skip
 ROWS = 1024  # of a tensor, turned at a time
 

@@ -12,7 +12,7 @@ from jaxbig.models.gemma import Gemma
 from jaxbig.models.gpt2 import GPT2
 from jaxbig.models.head import replace_head
 from jaxbig.models.llama import Llama
-from jaxbig.models.logmel import frame_count, log_mel, mel_filters
+from jaxbig.models.logmel import frame_count, log_mel, mel_filters, whisper_log_mel
 from jaxbig.models.mlp import MLP
 from jaxbig.models.patches import PatchConv
 from jaxbig.models.pool import max_pool, max_pool_overlapping
@@ -25,6 +25,7 @@ from jaxbig.models.text_tower import TextTower
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vision_tower import VisionTower
 from jaxbig.models.vit import ViT, vit
+from jaxbig.models.whisper import Whisper
 from jaxbig.models.zero_shot import class_embeddings, zero_shot
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "TextTower",
     "ViT",
     "VisionTower",
+    "Whisper",
     "class_embeddings",
     "empty_cache",
     "family_of",
@@ -68,5 +70,6 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
     "vit",
+    "whisper_log_mel",
     "zero_shot",
 ]

@@ -40,11 +40,14 @@ class Stack(NamedTuple):
             slots of the cache or None, `number` 0 ... L - 1.
         kinds: for each of the L layers the index of its view.
         scan_layers: one module ``layers`` with stacked parameters in place of ``layer_0``, ``layer_1``, ...
+        beside: what is another for each layer, its call's last argument: L trees, or a stacked one where layers are
+            scanned. None: nothing is, and there is no such argument.
     """
 
     layer: Callable[[str], Callable[..., tuple[jax.Array, Any]]]
     kinds: Sequence[int]
     scan_layers: bool = False
+    beside: Any = None
 
 
 def run(stack: Stack, x_BTD: jax.Array, views: Sequence[View], cache: Cache | None, at: Where) -> tuple[jax.Array, Any]:
@@ -68,7 +71,8 @@ def run(stack: Stack, x_BTD: jax.Array, views: Sequence[View], cache: Cache | No
         made = []
         for number, kind in enumerate(stack.kinds):
             mine = None if old is None else (old[0][number], old[1][number])
-            x_BTD, its = stack.layer(f"layer_{number}")(x_BTD, views[kind], mine, number)
+            more = () if stack.beside is None else (stack.beside[number],)
+            x_BTD, its = stack.layer(f"layer_{number}")(x_BTD, views[kind], mine, number, *more)
             made.append(its)
         new = tuple(zip(*made, strict=True))
     if cache is None:
@@ -83,13 +87,14 @@ def _scanned(stack: Stack, x_BTD: jax.Array, views: Sequence[View], old: Any) ->
     count = len(stack.kinds)
 
     def body(module: Any, x_BTD: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-        number, kind, mine = inputs
+        number, kind, mine, *more = inputs
         view = views[0]
         if len(views) > 1:
             view = jax.tree.map(lambda *each: jax.lax.select_n(kind, *each), *views)
-        return module(x_BTD, view, mine, number)
+        return module(x_BTD, view, mine, number, *more)
 
-    inputs = jnp.arange(count), jnp.asarray(stack.kinds, jnp.int32), old
+    more = () if stack.beside is None else (stack.beside,)
+    inputs = jnp.arange(count), jnp.asarray(stack.kinds, jnp.int32), old, *more
     return scanned(body, count)(stack.layer(LAYERS), x_BTD, inputs)
 
 

@@ -11,6 +11,7 @@ from jaxbig.models.gemma_families import GEMMA, GEMMA2, GEMMA3
 from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from jaxbig.models.vit_families import DEIT, DINOV2, VIT
+from jaxbig.models.whisper_family import WHISPER
 
 ALL: tuple[Family, ...] = (
     BERT,
@@ -35,6 +36,7 @@ ALL: tuple[Family, ...] = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    WHISPER,
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL}
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in ALL for name in family.architectures}

@@ -19,6 +19,7 @@ class FeedForward(nn.Module):
         activation: a name that `jaxbig.models.activation` knows.
         std, out_std: of the initialised kernels, and of the second where it is another.
         dtype: of the computation.
+        dropout: rate on the hidden layer (needs a "dropout" key); 0 outside training.
 
     Returns:
         array [B, T, D].
@@ -35,11 +36,12 @@ class FeedForward(nn.Module):
     std: float = 0.02
     out_std: float | None = None
     dtype: Any = None
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.std)
         init_out = init if self.out_std is None else nn.initializers.normal(self.out_std)
         h_BTF = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init, name="up")(x_BTD)
-        h_BTF = activation(self.activation)(h_BTF)
+        h_BTF = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(activation(self.activation)(h_BTF))
         return nn.Dense(x_BTD.shape[-1], dtype=self.dtype, kernel_init=init_out, name="down")(h_BTF)

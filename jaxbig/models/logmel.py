@@ -145,3 +145,45 @@ def log_mel(
     power_BTK = jnp.abs(jnp.fft.rfft(frames_BTW, length)) ** 2
     filters_KF = jnp.asarray(mel_filters(rate, length, mels, low, high, scale), wave_BS.dtype)
     return jnp.log(jnp.maximum(power_BTK @ filters_KF, floor))
+
+
+def whisper_log_mel(wave_BS: jax.Array, mels: int = 80, seconds: float = 30) -> jax.Array:
+    """Log-mel spectrograms as Whisper hears them: of 25 ms each 10 ms, in the loudest 80 dB::
+
+        y = log10 max(power, 1e-10)
+        z = (max(y, max y - 8) + 4) / 4
+
+    with power as in `log_mel`, its frames centred on samples 0, 160, 320, ..., the sound mirrored at both ends.
+
+    Args:
+        wave_BS: sounds at 16,000 samples a second, -1 ... 1, of any number of batch axes. Shorter ones than `seconds`
+            are followed by silence, longer ones cut.
+        mels: number F of filters; large-v3 has 128.
+        seconds: 30 in all published models.
+
+    Returns:
+        array [B, T, F], T = 100 * seconds, in the wave's dtype, float32 at least.
+
+    Raises:
+        UserError: `seconds` hold no more than half a window, or see `mel_filters`.
+
+    Example:
+        >>> whisper_log_mel(jnp.ones((2, 1600))).shape
+        (2, 3000, 80)
+
+    Reference:
+        Radford et al. (2022), arXiv:2212.04356. Deviation from transformers: frames before filters, [B, T, F].
+    """
+    rate, window, hop = 16000, 400, 160
+    samples = int(seconds * rate)
+    half = window // 2
+    if samples <= half:
+        raise UserError(f"whisper_log_mel: {samples} samples cannot be mirrored at their ends; use more seconds")
+    wave_BS = wave_BS[..., :samples]
+    around = [(0, 0)] * (wave_BS.ndim - 1)
+    wave_BS = jnp.pad(wave_BS, [*around, (0, samples - wave_BS.shape[-1])])
+    wave_BS = jnp.pad(wave_BS, [*around, (half, half)], mode="reflect")
+    # The frame around the end of the sound is left out, as Whisper leaves it.
+    wave_BS = wave_BS[..., : samples // hop * hop + window - hop]
+    y_BTF = log_mel(wave_BS, rate, window, hop, mels, fft=window) / np.log(10)
+    return (jnp.maximum(y_BTF, y_BTF.max(axis=(-2, -1), keepdims=True) - 8) + 4) / 4

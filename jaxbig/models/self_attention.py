@@ -42,6 +42,7 @@ class SelfAttention(nn.Module):
         dropout: rate on the attention's shares (needs a "dropout" key); 0 outside training.
         std: of the initialised kernels.
         dtype: of the computation.
+        key_bias: of the product that makes keys, where it is another than `bias`.
 
     Called with x [B, T, D] and None or a mask, bool [B, 1, T, T].
 
@@ -60,14 +61,16 @@ class SelfAttention(nn.Module):
     dropout: float = 0.0
     std: float = 0.02
     dtype: Any = None
+    key_bias: bool | None = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, seen_B1TT: jax.Array | None = None) -> jax.Array:
         width = x_BTD.shape[-1]
         dense = partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.normal(self.std))
+        biases = self.bias, self.bias if self.key_bias is None else self.key_bias, self.bias
         q, k, v = (
-            rearrange(dense(use_bias=self.bias, name=name)(x_BTD), "B T (H K) -> B T H K", H=self.heads)
-            for name in ("query", "key", "value")
+            rearrange(dense(use_bias=bias, name=name)(x_BTD), "B T (H K) -> B T H K", H=self.heads)
+            for name, bias in zip(("query", "key", "value"), biases, strict=True)
         )
         dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout else None
         out_BTHK = attention(q, k, v, seen_B1TT, dropout=dropout)
