@@ -111,6 +111,8 @@ def opened(folder: Path, family: Family | None = None) -> Opened:
         family = family_of(config) if family is None else family
     stored = tensors_of(folder)
     configs.check(config, folder / CONFIG, stored)
+    if family.settled is not None:
+        config = dict(family.settled(config, stored))
     return Opened(folder, config, family, stored)
 
 

@@ -13,10 +13,11 @@ Config = dict[str, Any]
 _COUNTS = (
     "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "type_vocab_size",
     "n_embd", "n_head", "n_positions", "n_inner", "n_heads", "dim", "hidden_dim", "d_model", "d_ff", "d_kv",
-    "num_heads", "head_dim", "num_channels", "num_labels",
+    "num_heads", "head_dim", "num_channels", "num_labels", "relative_attention_num_buckets",
 )  # fmt: skip
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
-_POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
+# Computed, so not in the files.
+_POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers", "relative_attention_max_distance")
 _SIDES = ("image_size", "patch_size")
 MOST_LAYERS = 2048  # a module of more takes hours to build
 

@@ -18,6 +18,7 @@ from jaxbig.models.published_vit import PublishedViT
 from jaxbig.models.reader import Reader
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
+from jaxbig.models.t5 import T5
 from jaxbig.models.tabular import FTTransformer, TabularMLP
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
 from jaxbig.models.vit import ViT, vit
@@ -29,6 +30,7 @@ __all__ = [
     "GPT2",
     "MLP",
     "RNN",
+    "T5",
     "Bert",
     "Cache",
     "Encoder",

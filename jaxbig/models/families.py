@@ -8,6 +8,7 @@ from jaxbig.models.bert_families import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XL
 from jaxbig.models.family import Family
 from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from jaxbig.models.t5_families import MT5, T5_FAMILY
 from jaxbig.models.vit_families import DEIT, DINOV2, VIT
 
 ALL: tuple[Family, ...] = (
@@ -24,6 +25,8 @@ ALL: tuple[Family, ...] = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    MT5,
+    T5_FAMILY,
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL}
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in ALL for name in family.architectures}

@@ -5,7 +5,8 @@ A family is one file beside this one. It knows Hugging Face's names for its tens
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,6 +43,9 @@ class Family(NamedTuple):
         tensors: ``module -> list of Tensor``: every tensor of the module, each leaf exactly once.
         prefix: transformers' ``base_model_prefix``; files of a bare model leave it out.
         example: ``module -> arrays' shapes`` that the module can be called with.
+        settled: ``(config, names of the files' tensors) -> config``, where files say what the config does not; None:
+            it says all.
+        copies: a tensor that files may hold once more, or in place of another -> that other.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Family(NamedTuple):
     tensors: Callable[[Any], Sequence[Tensor]]
     prefix: str
     example: Callable[[Any], tuple[Any, ...]]
+    settled: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] | None = None
+    copies: Mapping[str, str] = MappingProxyType({})
 
 
 def names_of(tensors: Sequence[Tensor], layers: int) -> Callable[[str], str | list[str] | None]:
