@@ -85,8 +85,16 @@ def prefill(
     ends_E: jax.Array, *, slots: int, int8: bool = False,
 ) -> tuple[State, Texts]:  # fmt: skip
     """Reads the prompts and draws each row's first token."""
-    batch, width = tokens_BP.shape
     logits_BV, cache = read(module, params, tokens_BP, lengths_B, int8)
+    return first(longer(cache, slots), logits_BV, tokens_BP, lengths_B, keys_B, how, ends_E, slots)
+
+
+def first(
+    cache: Any, logits_BV: jax.Array, tokens_BP: jax.Array, lengths_B: jax.Array, keys_B: jax.Array, how: Sampling,
+    ends_E: jax.Array, slots: int,
+) -> tuple[State, Texts]:  # fmt: skip
+    """Draws each row's first token after what it was read from, and begins its text."""
+    batch, width = tokens_BP.shape
     seen_BV = None
     if how.repetition_penalty is not None:
         rows = jnp.arange(batch)[:, None]
@@ -96,7 +104,7 @@ def prefill(
     tokens_BN = jnp.zeros((batch, slots), jnp.int32).at[:, 0].set(first_B)
     done_B = jnp.isin(first_B, ends_E)
     texts = Texts(tokens_BN, jnp.ones(batch, jnp.int32), done_B, jnp.int32(1))
-    return State(longer(cache, slots), first_B, lengths_B, seen_BV), texts
+    return State(cache, first_B, lengths_B, seen_BV), texts
 
 
 def read(module: Any, params: Any, tokens_BP: Any, lengths_B: Any, int8: bool = False) -> tuple[jax.Array, Cache]:
@@ -178,7 +186,17 @@ def stream(
     stops = Stops(len(prompts), tuple(stop), decoded)
     slots = slots_for(given.tokens_BP.shape[1] + max_tokens, length)
     keys_B, ends_E = row_keys(key, len(prompts), how), end_ids(ends)
-    state, texts = prefill(module, params, *given, keys_B, how, ends_E, slots=slots, int8=int8)
+    begun = prefill(module, params, *given, keys_B, how, ends_E, slots=slots, int8=int8)
+    go_on = partial(decode, module, params, keys_B=keys_B, how=how, ends_E=ends_E)
+    yield from followed(begun, go_on, stops, max_tokens, chunk)
+
+
+def followed(
+    begun: tuple[State, Texts], go_on: Callable[..., tuple[State, Texts]], stops: Stops, max_tokens: int, chunk: int
+) -> Iterator[list[list[int]]]:
+    """Texts that have begun, as they come: ``go_on(state=, texts=, until=)`` is `decode` with all else it needs."""
+    state, texts = begun
+    del begun  # `decode` is given its arrays
     while True:
         new, stopped = stops.take(np.asarray(texts.tokens_BN), np.asarray(texts.counts_B))
         yield new
@@ -187,7 +205,7 @@ def stream(
         step = int(texts.step)
         if step >= max_tokens or bool(texts.done_B.all()):
             return
-        state, texts = decode(module, params, state, texts, keys_B, how, ends_E, min(step + chunk, max_tokens))
+        state, texts = go_on(state=state, texts=texts, until=min(step + chunk, max_tokens))
 
 
 def generate(
@@ -233,15 +251,20 @@ def generate(
     Cost: one pass over the prompts, and one step a token, which reads all parameters and the whole cache. Techniques
     that go around a model (prompts, prefixes) are not known here.
     """
-    chunk = _CHUNK if stop else max_tokens
-    texts: list[list[int]] = [[] for _ in prompts]
-    for new in stream(
+    parts = stream(
         module, params, prompts, max_tokens=max_tokens, how=how, key=key, ends=ends, stop=stop, decoded=decoded,
-        length=length, int8=int8, chunk=max(1, chunk),
-    ):  # fmt: skip
+        length=length, int8=int8, chunk=CHUNK if stop else max(1, max_tokens),
+    )  # fmt: skip
+    return whole(parts, len(prompts))
+
+
+def whole(parts: Iterator[list[list[int]]], batch: int) -> list[list[int]]:
+    """The texts of a stream, for each row one."""
+    texts: list[list[int]] = [[] for _ in range(batch)]
+    for new in parts:
         for text, tokens in zip(texts, new, strict=True):
             text += tokens
     return texts
 
 
-_CHUNK = 16  # steps between two looks for stop strings
+CHUNK = 16  # steps between two looks for stop strings

@@ -59,13 +59,16 @@ def slots_for(count: int, length: int | None = None) -> int:
     return length
 
 
-def padded(module: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> Prompts:
+def padded(
+    module: Any, prompts: Sequence[Sequence[int]], max_tokens: int, task: str = "causal_lm"
+) -> Prompts:
     """Prompts, checked, in the smallest bucket that holds them all.
 
     Args:
         module: the decoder, whose vocabulary and positions (``length``, where it has one) are asked for.
         prompts: token ids, a list a row.
         max_tokens: that are to come.
+        task: that the module has to have.
 
     Returns:
         the arrays.
@@ -83,8 +86,8 @@ def padded(module: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> Pr
         raise UsageError(f"max_tokens is {max_tokens}; it has to be 1 or more")
     if len(prompts) == 0:
         raise UsageError("no prompts; give a list of token ids for each text")
-    if module.task != "causal_lm":
-        raise UsageError(f"the model's task is {module.task!r}; texts need one with 'causal_lm'")
+    if module.task != task:
+        raise UsageError(f"the model's task is {module.task!r}; texts need one with {task!r}")
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not lengths.all():
         raise UsageError(f"prompt {int(lengths.argmin())} is empty; it needs a token to begin with, such as the BOS id")

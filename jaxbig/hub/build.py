@@ -112,6 +112,8 @@ def opened(folder: Path, family: Family | None = None) -> Opened:
         config = config if family.alone is None else dict(family.alone(config))
     stored = tensors_of(folder)
     configs.check(config, folder / CONFIG, stored)
+    if family.settled is not None:
+        config = dict(family.settled(config, stored))
     return Opened(folder, config, family, stored)
 
 

@@ -15,10 +15,11 @@ _COUNTS = (
     "n_embd", "n_head", "n_positions", "n_inner", "n_heads", "dim", "hidden_dim", "d_model", "d_ff", "d_kv",
     "num_heads", "head_dim", "num_channels", "num_labels", "encoder_attention_heads", "decoder_attention_heads",
     "encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions", "max_target_positions",
-    "classifier_proj_size",
+    "classifier_proj_size", "relative_attention_num_buckets",
 )  # fmt: skip
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-_POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
+# Computed, so not in the files.
+_POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers", "relative_attention_max_distance")
 _SIDES = ("image_size", "patch_size")
 _PARTS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 MOST_LAYERS = 2048  # a module of more takes hours to build

@@ -11,7 +11,10 @@ from jaxbig.hub.plan import Given, Plan, find, planned
 from jaxbig.hub.safetensors_file import Stored
 
 # What published files hold in a model's body that is computed, or that only pre-training needs.
-_IDLE = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|attn\.(masked_)?bias|mask_token)")
+_IDLE = re.compile(
+    r"(.*\.)?(position_ids|token_type_ids|inv_freq|attn\.(masked_)?bias|mask_token|"
+    r"EncDecAttention\.relative_attention_bias\.weight)"
+)
 
 
 def resolve(at: Opened, built: Built, dtype: Any = None, new: bool = False, new_classes: bool = False) -> Plan:
@@ -29,8 +32,9 @@ def resolve(at: Opened, built: Built, dtype: Any = None, new: bool = False, new_
 
     Raises:
         UserError: a tensor is missing or has another shape than the model's; the files hold more of the body than the
-            model has, such as a layer; a head that ``config.json`` ties to the embedding is another.
+            model has, such as a layer; a head that ``config.json`` ties to the embedding, or a copy, is another.
     """
+    at = at._replace(stored=_without_copies(at))
     found = planned(at.stored, Given(built.leaves, built.shapes, at.family.prefix, dtype, new_classes))
     if found.fresh and not new:
         lacking = {built.leaves[path].names[0]: path for path in found.fresh}
@@ -44,6 +48,18 @@ def resolve(at: Opened, built: Built, dtype: Any = None, new: bool = False, new_
             f"the {at.family.name} that config.json describes; mend config.json, or remove the tensors"
         )
     return _check_tied(at, built, found)
+
+
+def _without_copies(at: Opened) -> dict[str, Stored]:
+    """The files' tensors, each under one name."""
+    found = dict(at.stored)
+    for copy, name in at.family.copies.items():
+        if copy not in found:
+            continue
+        its = found.pop(copy)
+        if not _equal(found.setdefault(name, its._replace(name=name)), its):
+            raise UserError(f"{at.folder}: {copy} differs from {name}, of which it is a copy; remove it from the files")
+    return found
 
 
 def _extra(at: Opened, built: Built, found: Plan) -> list[str]:
@@ -73,6 +89,8 @@ def _check_tied(at: Opened, built: Built, found: Plan) -> Plan:
 
 
 def _equal(one: Stored, other: Stored) -> bool:
-    return one.code == other.code and all(
+    if (one.file, one.start, one.stop) == (other.file, other.start, other.stop):
+        return True
+    return one.code == other.code and one.shape == other.shape and all(
         a.tobytes() == b.tobytes() for a, b in zip(blocks(one), blocks(other), strict=True)
     )

@@ -20,6 +20,7 @@ from jaxbig.models.published_vit import PublishedViT
 from jaxbig.models.reader import Reader
 from jaxbig.models.resnet import ResNet, resnet
 from jaxbig.models.rnn import RNN, Recurrent, RecurrentStack
+from jaxbig.models.t5 import T5
 from jaxbig.models.tabular import FTTransformer, TabularMLP
 from jaxbig.models.text_tower import TextTower
 from jaxbig.models.transformer import Encoder, EncoderLayer, stack_layers, unstack_layers
@@ -36,6 +37,7 @@ __all__ = [
     "GPT2",
     "MLP",
     "RNN",
+    "T5",
     "Bert",
     "Cache",
     "Encoder",

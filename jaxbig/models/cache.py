@@ -154,7 +154,7 @@ def attend(
         new: keys and values of the new tokens, each [B, T, G, K].
         old: keys and values of the layer's slots, each [B, G, S, K] or `Codes`; None: there is no cache.
         seen: the masks.
-        **options: of `attention`; `bias` only without a cache.
+        **options: of `attention`; `bias` is over the slots first, then over the new tokens.
 
     Returns:
         [B, T, H, K].
@@ -172,7 +172,7 @@ def attend(
 
 def _attend_one(
     q_BTHK: jax.Array, new: tuple[jax.Array, jax.Array], old: Any, seen: Seen, *, scale: float | None = None,
-    softcap: float | None = None, dropout: Any = None,
+    bias: Any = None, softcap: float | None = None, dropout: Any = None,
 ) -> jax.Array:  # fmt: skip
     """`attend` for one query a row: scores of old slots and of the new one, one softmax, two products."""
     dtype, slots = q_BTHK.dtype, seen.old.shape[-1]
@@ -184,6 +184,9 @@ def _attend_one(
     s_BGHS = jnp.concatenate([s_BGHS, mine_BGH1], axis=-1)
     if softcap is not None:
         s_BGHS = softcap * jnp.tanh(s_BGHS / softcap)
+    if bias is not None:
+        split = s_BGHS.shape[1] if bias.shape[1] > 1 else 1
+        s_BGHS = s_BGHS + rearrange(bias, "B (G H) 1 S -> B G H S", G=split).astype(wide)
     seen_B11S = jnp.concatenate([seen.old, seen.new], axis=-1)
     p_BGHS = jax.nn.softmax(jnp.where(seen_B11S, s_BGHS, jnp.finfo(wide).min), axis=-1)
     p_BGHS = p_BGHS if dropout is None else dropout(p_BGHS)

@@ -10,6 +10,7 @@ from jaxbig.models.family import Family
 from jaxbig.models.gemma_families import GEMMA, GEMMA2, GEMMA3
 from jaxbig.models.gpt2 import GPT2_FAMILY
 from jaxbig.models.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from jaxbig.models.t5_families import MT5, T5_FAMILY
 from jaxbig.models.vit_families import DEIT, DINOV2, VIT
 from jaxbig.models.whisper_family import WHISPER
 
@@ -36,6 +37,8 @@ ALL: tuple[Family, ...] = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    MT5,
+    T5_FAMILY,
     WHISPER,
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in ALL}

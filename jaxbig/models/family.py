@@ -5,7 +5,8 @@ A family is one file beside this one. It knows Hugging Face's names for its tens
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -44,6 +45,9 @@ class Family(NamedTuple):
         example: ``module -> arrays' shapes`` that the module can be called with.
         alone: ``config -> config``: the ``config.json`` of this part of a larger model, out of the larger one's; it
             gives one that is this family's own as it is. None: the family is no such part.
+        settled: ``(config, names of the files' tensors) -> config``, where files say what the config does not; None:
+            it says all.
+        copies: a tensor that files may hold once more, or in place of another -> that other.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Family(NamedTuple):
     prefix: str
     example: Callable[[Any], tuple[Any, ...]]
     alone: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    settled: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, Any]] | None = None
+    copies: Mapping[str, str] = MappingProxyType({})
 
 
 def names_of(tensors: Sequence[Tensor], layers: int) -> Callable[[str], str | list[str] | None]:
