@@ -13,7 +13,9 @@ from jaxbig.objective.base import (
 )
 from jaxbig.objective.classify import classify, cross_entropy
 from jaxbig.objective.distill import distill, soft_cross_entropy
+from jaxbig.objective.language import next_token
 from jaxbig.objective.precision import computed_in
+from jaxbig.objective.prefer import answer_log_p, prefer
 from jaxbig.objective.regress import regress
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Inputs",
     "Metrics",
     "Objective",
+    "answer_log_p",
     "classify",
     "collected",
     "computed_in",
@@ -28,7 +31,9 @@ __all__ = [
     "distill",
     "example_weights",
     "forward",
+    "next_token",
     "picked",
+    "prefer",
     "regress",
     "soft_cross_entropy",
     "weighted_mean",
