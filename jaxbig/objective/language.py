@@ -142,8 +142,8 @@ def next_token(
 
     Returns:
         objective with the metrics ``loss`` (nats a token; its exponential is the perplexity) and ``accuracy`` (how
-        often the next token is the likeliest), and in evaluation the outputs ``log_p``, the sum over a row's targets, and
-        ``tokens``, how many those are, both [B].
+        often the next token is the likeliest), and in evaluation the outputs ``log_p``, the sum over a row's targets,
+        and ``tokens``, how many those are, both [B].
 
     Raises:
         UserError: while tracing: see `read`.
