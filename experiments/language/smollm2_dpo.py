@@ -179,9 +179,9 @@ def sampled(config: Config, base: Any, tuned: Any, prompts: list[Any]) -> list[d
 def report(config: Config, results: dict[str, Any]) -> Path:
     page = Report("SmolLM2 and what people prefer")
     page.text(
-        f"DPO with beta {config.beta}, {results['steps']} steps of {config.batch_size} pairs; LoRA of rank {config.rank} "
-        "on frozen codes. Accuracy is the share of held-out pairs whose preferred answer has the larger reward; margin is "
-        "by how much. Before training all rewards are 0."
+        f"DPO with beta {config.beta}, {results['steps']} steps of {config.batch_size} pairs; LoRA of rank "
+        f"{config.rank} on frozen codes. Accuracy is the share of held-out pairs whose preferred answer has "
+        "the larger reward; margin is by how much. Before training all rewards are 0."
     )
     page.table(results["table"], f"{config.held_out} held-out pairs")
     if results["samples"]:

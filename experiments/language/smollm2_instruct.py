@@ -6,8 +6,9 @@ Model: SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737) as a GGUF fil
 any decoder with a chat template. Data: --data, a file of conversations in any form that
 `jaxbig.data.read_conversations` knows (Alpaca's, ShareGPT's, messages, GSM8K's). They go through the chat template, are
 packed into rows, and only what the assistant says is learnt. The held-out loss is per token of the answers of the last
---held-out conversations of an order drawn by the seed. The codes stay codes: the adapter alone is trained (Dettmers et al. 2023, arXiv:2305.14314), and
-leaves in PEFT's files. --dense trains the same adapter with the same batches on the expanded weights, in float32.
+--held-out conversations of an order drawn by the seed. The codes stay codes: the adapter
+alone is trained (Dettmers et al. 2023, arXiv:2305.14314), and leaves in PEFT's files. --dense trains the same adapter
+with the same batches on the expanded weights, in float32.
 --gsm8k asks questions of GSM8K's test set with examples of its training set in the context, before and after.
 
 Small form: the defaults, 400 conversations once. Large form: --examples 0 --epochs 3. Learning rate and rank are first
@@ -121,13 +122,13 @@ def main(config: Config) -> None:
     console, since = Console(), time.perf_counter()
     base = loaded(config)
     setting = prepared(config, base, console)
-    row, tuned = trained(setting, base, "QLoRA on the codes")
+    row, tuned = trained(setting, base, "QLoRA, codes")
     results: dict[str, Any] = {"table": [row]}
     results["samples"] = sampled(setting, base, tuned)
     if config.gsm8k:
         results["gsm8k"] = examined(config, base, {"before": base.params, "after": tuned})
     if config.dense:
-        dense, _ = trained(setting, loaded(config, dtype="float32"), "LoRA on expanded weights")
+        dense, _ = trained(setting, loaded(config, dtype="float32"), "LoRA, expanded")
         results["table"].append(dense)
         results["share of its drop"] = row["drop"] / dense["drop"] if dense["drop"] else None
     results["seconds"] = round(time.perf_counter() - since, 1)
@@ -136,7 +137,9 @@ def main(config: Config) -> None:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workdir", "resume", "record")}
         settings |= {name: Path(settings[name]).name for name in ("model", "data", "gsm8k")}
         record(RECORDS, {"settings": settings, **results})
-    console.print(terminal_table(results["table"], "nats a token of the held-out answers; bytes"))
+    shown = ("run", "before", "after", "drop", "base bytes", "step memory")
+    rows = [{name: row[name] for name in shown} for row in results["table"]]
+    console.print(terminal_table(rows, "nats a token of the held-out answers; bytes"))
     if "share of its drop" in results:
         console.print(f"QLoRA's drop as a share of LoRA's: {results['share of its drop']}")
     if "gsm8k" in results:
@@ -272,8 +275,8 @@ def report(setting: Setting, results: dict[str, Any]) -> Path:
     page = Report("SmolLM2 tuned on instructions")
     page.text(
         f"{len(setting.learn):,} conversations of {Path(config.data).name}, {config.epochs} passes, packed into rows "
-        f"of {config.length} tokens; LoRA of rank {config.rank}. Losses are nats a token of held-out answers; memory is "
-        "that of a training step, as its compiler counts it."
+        f"of {config.length} tokens; LoRA of rank {config.rank}. Losses are nats a token of held-out answers; memory "
+        "is that of a training step, as its compiler counts it."
     )
     page.table(results["table"], "What is learnt, and what it costs")
     if "gsm8k" in results:

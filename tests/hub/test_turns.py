@@ -18,9 +18,13 @@ LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
 )
-NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+NO_END = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 FORGETFUL = (  # Qwen 3 leaves what was thought out of earlier answers
-    "{% for m in messages %}<s>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}{{ m.content | trim('.') }}"
+    "{% for m in messages %}<s>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content | replace('.', '') }}"
     "{% else %}{{ m.content }}{% endif %}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
 TALK = [
@@ -80,7 +84,7 @@ def test_a_template_that_rewrites_is_refused(tokenizer):
         marked(tokenizer, FORGETFUL)
     assert marked(tokenizer, FORGETFUL, "last") == ["Oui.</s>"]
     chat = dataclasses.replace(tokenizer, template=FORGETFUL)
-    with pytest.raises(UserError, match="^conversation 1: .*prefix-stable"):
+    with pytest.raises(UserError, match=r"^conversation 1: .*prefix-stable"):
         all_turns(chat, [TALK[1:3], TALK])
 
 
