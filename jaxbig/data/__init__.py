@@ -5,6 +5,7 @@ from jaxbig.data.audio import Clips, WavFolder, read_wav
 from jaxbig.data.augment import Draw, compose
 from jaxbig.data.bucket import BucketLoader, Sequences
 from jaxbig.data.cifar import cifar
+from jaxbig.data.conversations import Preference, few_shot, read_conversations, read_preferences
 from jaxbig.data.credit import card_default, german_credit
 from jaxbig.data.digits import load_digits
 from jaxbig.data.file import read_text
@@ -12,6 +13,7 @@ from jaxbig.data.idx import fashion_mnist, mnist, read_idx
 from jaxbig.data.image import ImageFolder, PackedImages
 from jaxbig.data.loader import Loader, Position
 from jaxbig.data.npz import medmnist, read_npz
+from jaxbig.data.packing import Example, first_fit, fitted, one_a_row, packed
 from jaxbig.data.prefetch import Prefetch
 from jaxbig.data.source import ArraySource, Mapped, Source, Subset, as_source, fingerprint
 from jaxbig.data.speech import emodb, fsdd
@@ -27,11 +29,13 @@ __all__ = [
     "BucketLoader",
     "Clips",
     "Draw",
+    "Example",
     "ImageFolder",
     "Loader",
     "Mapped",
     "PackedImages",
     "Position",
+    "Preference",
     "Prefetch",
     "Sequences",
     "Source",
@@ -47,7 +51,10 @@ __all__ = [
     "emodb",
     "fashion_mnist",
     "features",
+    "few_shot",
     "fingerprint",
+    "first_fit",
+    "fitted",
     "fsdd",
     "german_credit",
     "group_k_fold",
@@ -58,11 +65,15 @@ __all__ = [
     "mnist",
     "moments",
     "normalise",
+    "one_a_row",
     "order",
+    "packed",
     "read_aligned",
+    "read_conversations",
     "read_idx",
     "read_lines",
     "read_npz",
+    "read_preferences",
     "read_records",
     "read_table",
     "read_text",

@@ -84,7 +84,7 @@ def _published(path: Path, kind: str) -> TextModel:
     model = load(path, "causal_lm")
     tokenizer = model.tokenizer
     positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
-    ends = _ends(path, model.config, tokenizer)
+    ends = ends_of(path, model.config, tokenizer)
     talk = partial(_talk, tokenizer) if tokenizer.template else None
     return TextModel(model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk)
 
@@ -92,9 +92,15 @@ def _published(path: Path, kind: str) -> TextModel:
 LENGTHS = ("max_position_embeddings", "n_positions")
 
 
-def _ends(path: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What ends a text: as generation_config.json says, else config.json, else the tokenizer."""
-    generation = path / "generation_config.json"
+def ends_of(path: str | Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: as generation_config.json says, else config.json, else the tokenizer.
+
+    Args:
+        path: the model's folder or file.
+        config: its ``config.json``.
+        tokenizer: its tokenizer.
+    """
+    generation = Path(path) / "generation_config.json"
     told = (read_json(generation) if generation.is_file() else {}, config, {"eos_token_id": tokenizer.ids.get("eos")})
     found: Any = next((each["eos_token_id"] for each in told if each.get("eos_token_id") is not None), [])
     return tuple(found) if isinstance(found, list) else (found,)

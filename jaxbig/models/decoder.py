@@ -132,13 +132,45 @@ class Head(NamedTuple):
         if self.task == "token_classification":
             x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         if self.table is not None and self.task == "causal_lm":
-            # `attend` multiplies with a transposed table, for which XLA:CPU has a slower loop at one row.
-            x_BTD, table_VD = promote_dtype(x_BTD, self.table.embedding, dtype=self.dtype)
-            logits = jnp.einsum("...D,VD->...V", x_BTD, table_VD)
+            logits = _against(self.table.embedding, x_BTD, self.dtype)
         else:
             bias = self.task == "token_classification"
             logits = nn.Dense(self.size, use_bias=bias, dtype=self.dtype, kernel_init=self.init, name="head")(x_BTD)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def _against(table_VD: Any, x_BTD: jax.Array, dtype: Any) -> jax.Array:
+    # `attend` multiplies with a transposed table, for which XLA:CPU has a slower loop at one row.
+    x_BTD, table_VD = promote_dtype(x_BTD, table_VD, dtype=dtype)
+    return jnp.einsum("...D,VD->...V", x_BTD, table_VD)
+
+
+def logits_of(module: Any, params: Any, x_BTD: jax.Array) -> jax.Array:
+    """What the head of the task "causal_lm" makes of states, for who wants not all of a text's logits at once.
+
+    Args:
+        module: a decoder; its task does not matter.
+        params: its parameters, head included.
+        x_BTD: states, [..., D], what ``module.clone(task="features")`` gives.
+
+    Returns:
+        logits [..., V], float32 at least.
+
+    Example:
+        >>> from jaxbig.models.llama import Llama
+        >>> model = Llama(vocabulary=11, width=8, layers=1, heads=2, kv_heads=1, head_width=4, hidden=12, tied=True)
+        >>> tokens = jnp.array([[1, 2, 3]])
+        >>> params = model.init(jax.random.key(0), tokens)["params"]
+        >>> states = model.clone(task="features").apply({"params": params}, tokens)
+        >>> bool((logits_of(model, params, states) == model.apply({"params": params}, tokens)).all())
+        True
+    """
+    if module.tied:
+        logits = _against(params["embed"]["embedding"], x_BTD, module.dtype)
+    else:
+        head = nn.Dense(module.vocabulary, use_bias=False, dtype=module.dtype)
+        logits = head.apply({"params": params["head"]}, x_BTD)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def last_token(tokens_BT: jax.Array, segments: Any, pad: int | None) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxbig.models.cache import Cache, Seen, place, seen
 from jaxbig.models.decoder import Stack, run
 from jaxbig.models.relative_positions import relative_buckets
 from jaxbig.models.seq2seq import Memory
-from jaxbig.models.t5_layer import Scale, T5Attention, T5CrossAttention, T5Layer, T5MLP, T5View
+from jaxbig.models.t5_layer import T5MLP, Scale, T5Attention, T5CrossAttention, T5Layer, T5View
 
 TASKS = ("seq2seq_lm", "features", "encoder")
 

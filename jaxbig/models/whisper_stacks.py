@@ -218,9 +218,7 @@ class WhisperDecoder(nn.Module):
         if tokens_BT is None:
             return self._memory(layer, source)
         if positions is None and tokens_BT.shape[1] > sizes.length:
-            raise UserError(
-                f"whisper: {tokens_BT.shape[1]} tokens, and {sizes.length} positions; use shorter texts"
-            )
+            raise UserError(f"whisper: {tokens_BT.shape[1]} tokens, and {sizes.length} positions; use shorter texts")
         table = partial(nn.Embed, features=kind.width, dtype=kind.dtype)
         embed = table(self.vocabulary, embedding_init=nn.initializers.normal(kind.std), name="embed")
         learned = table(sizes.length, embedding_init=nn.initializers.normal(kind.std), name="positions")

@@ -14,7 +14,9 @@ from jaxbig.objective.base import (
 from jaxbig.objective.classify import classify, cross_entropy
 from jaxbig.objective.contrast import contrast, info_nce, pairwise_sigmoid
 from jaxbig.objective.distill import distill, soft_cross_entropy
+from jaxbig.objective.language import next_token
 from jaxbig.objective.precision import computed_in
+from jaxbig.objective.prefer import answer_log_p, prefer
 from jaxbig.objective.regress import regress
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Inputs",
     "Metrics",
     "Objective",
+    "answer_log_p",
     "classify",
     "collected",
     "computed_in",
@@ -31,8 +34,10 @@ __all__ = [
     "example_weights",
     "forward",
     "info_nce",
+    "next_token",
     "pairwise_sigmoid",
     "picked",
+    "prefer",
     "regress",
     "soft_cross_entropy",
     "weighted_mean",

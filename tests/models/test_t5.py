@@ -162,7 +162,16 @@ def test_dropout_falls_where_theirs_does(torch64, scaled_dropout, rate):
     np.testing.assert_allclose(found[decoder_there], expected[decoder_there], rtol=0, atol=1e-9)
 
 
-SMALL = {"vocabulary": 13, "width": 6, "layers": 2, "heads": 2, "head_width": 5, "hidden": 7, "buckets": 6, "distance": 9}
+SMALL = {
+    "vocabulary": 13,
+    "width": 6,
+    "layers": 2,
+    "heads": 2,
+    "head_width": 5,
+    "hidden": 7,
+    "buckets": 6,
+    "distance": 9,
+}
 TOKENS = jnp.array([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
 DECODER_TOKENS = jnp.array([[0, 3, 5, 11], [0, 7, 2, 2]])
 RANDOM = np.random.default_rng(0)

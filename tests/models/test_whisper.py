@@ -4,15 +4,11 @@ import random
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.carry import carry, leaves_of, shapes_of
+from models.carry import carry
 
-from jaxbig.errors import UserError
-from jaxbig.models import Whisper, empty_cache, whisper_log_mel
-from jaxbig.models.families import FAMILIES, family_of
-from jaxbig.tree import paths
+from jaxbig.models.families import family_of
 
 V, SPECIAL = 23, {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
 
