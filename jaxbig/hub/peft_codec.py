@@ -139,6 +139,11 @@ class Codec:
                 f"{self.technique}: {layer.path} is looked up and multiplied by; PEFT adapts the look-up alone, and "
                 "this both"
             )
+        if layer.name.endswith(".in_proj_weight") and not self.once:
+            raise UserError(
+                f"{self.technique}: {layer.path} is part of torch's MultiheadAttention, which PEFT adapts otherwise; "
+                "leave it out with where="
+            )
         parts = self.parts(layer, arguments)
         if not parts:
             raise UserError(f"{self.technique}: {layer.path} is a {layer.kind}, and of those PEFT's tensors differ")

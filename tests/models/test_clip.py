@@ -16,6 +16,8 @@ import jaxbig
 from jaxbig.compress.merge import merge
 from jaxbig.errors import UserError
 from jaxbig.hub.load import create
+from jaxbig.hub.peft_files import Adapter
+from jaxbig.hub.peft_write import write_peft
 from jaxbig.lift import lift
 from jaxbig.models import CLIP, TextTower, VisionTower, class_embeddings, zero_shot
 from jaxbig.models.clip_families import DEFAULTS
@@ -134,29 +136,30 @@ def test_outputs(torch64, tmp_path, kind, number):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_the_loss(torch64, tmp_path, kind):
-    """Of their ``return_loss=True`` and of our objective, whose loss is float32."""
+def test_gradients_and_loss(torch64, tmp_path, kind):
+    """Gradients of every parameter; our objective, in float32, is their ``return_loss=True``."""
+    from safetensors.numpy import load_file
+
     model, family, module, params = pair(torch64, tmp_path, kind, 1, scan_layers=True, remat=True)
     ids, mask, x = batch(module, images=TEXTS)
     found = model(**given(torch64, ids, mask, x), return_loss=True)
-    found.loss.backward()
+    (found.logits_per_image**2).sum().backward()
     for parameter in model.parameters():  # the file writes names; let it write the gradients under them
         parameter.data = parameter.grad if parameter.grad is not None else torch64.zeros_like(parameter)
     model.save_pretrained(tmp_path)
-    from safetensors.numpy import load_file
 
-    objective = contrast(
-        module, loss="sigmoid" if kind == "siglip" else "softmax", inputs=("text", "image", "at", "seen")
-    )
-    data = {"text": ids, "image": x, "at": np.arange(7), "seen": mask}
-    (loss, _), grads = jax.jit(jax.value_and_grad(lambda p: objective(p, {}, data, None), has_aux=True))(params)
-    np.testing.assert_allclose(loss, found.loss.item(), rtol=1e-6)
-    ours = paths(grads)
+    def squares(params):
+        return jnp.square(module.apply({"params": params}, ids, x, segments=mask)).sum()
+
+    ours = paths(jax.jit(jax.grad(squares))(params))
     expected, _ = leaves_of(module, family, load_file(tmp_path / "model.safetensors"))
     assert ours.keys() == expected.keys()
-    most = max(np.abs(leaf).max() for leaf in expected.values())
     for path, leaf in ours.items():
-        np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=2e-6 * most, err_msg=path)
+        np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-9 * np.abs(expected[path]).max() + 1e-9)
+    inputs = ("text", "image", "at", "seen")
+    objective = contrast(module, loss="sigmoid" if kind == "siglip" else "softmax", inputs=inputs)
+    loss, _ = objective(params, {}, {"text": ids, "image": x, "at": np.arange(7), "seen": mask}, None)
+    np.testing.assert_allclose(loss, found.loss.item(), rtol=1e-6)
 
 
 @pytest.mark.parity
@@ -358,6 +361,21 @@ def test_lora_on_the_unedited_model_stays_factored(kind):
     ours, merged = both(moved)
     jax.eval_shape(jax.grad(lambda train: both(train)[0].sum()), moved)
     np.testing.assert_allclose(ours, merged, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_the_pool_is_none_of_peft_s(tmp_path):
+    """Its queries, keys and values are one tensor of a torch module that PEFT treats as a whole; others are written."""
+    model = made("siglip")
+    for where, says in ((None, r"vision/pool/qkv/kernel is part of torch's"), (".*(query|up)/kernel", None)):
+        technique = lora(rank=2, where=where)
+        adapter = Adapter(technique, technique.init(jax.random.key(1), model.params, model.uses), {})
+        if says is None:
+            assert "base_model.model.vision_model.head.mlp.fc1.lora_A.weight" in write_peft(
+                tmp_path / "adapter", adapter, model.uses, model.names
+            )
+            continue
+        with pytest.raises(UserError, match=says):
+            write_peft(tmp_path / "adapter", adapter, model.uses, model.names)
 
 
 def shapes(module, *arguments):
