@@ -30,7 +30,7 @@ NOT_ON_CNN = ("2:4", "bottleneck", "prompt", "prefix", "ln_tuning", "trainable_t
 # One technique of each way to change a tree: the fast tier puts these through every law. The others, which are built of
 # the same parts, it puts through a chain each (test_law_chains); `make slow` through all.
 BASIC = ("full", "freeze", "bitfit", "lora", "int8", "int4", "nf4", "prune", "2:4")
-# Of the others, one of each kind of Weight: the fast tier tries them alone too, on the scanned model.
+# Of the others, one of each kind of Weight: the fast tier has each of them in the middle of a chain.
 KINDS = ("dora", "oft", "bottleneck", "prompt")
 
 

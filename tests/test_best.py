@@ -23,7 +23,7 @@ HELD_OUT = Loader(
 )
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [None, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_it_scores_what_the_best_line_says(tmp_path, ema):
     module = nn.Dense(3)
     split = full().init(None, {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}, {})

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxbig import full
 from jaxbig.curves import Labels, Method, Problem, label_curve
@@ -22,6 +23,7 @@ def apply(params, x):
     return MODEL.apply({"params": params}, x)
 
 
+@pytest.mark.slow
 def test_each_point_is_the_mean_of_its_runs_done_by_hand():
     methods = {
         "all": Method(full(), optax.sgd(0.5), lambda key: MODEL.init(key, X)["params"]),

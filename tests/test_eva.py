@@ -133,7 +133,7 @@ def test_a_stack_has_one_rank_which_counts_once_a_layer():
         np.testing.assert_allclose(a.T @ gram @ a, np.diag(values), rtol=1e-4, atol=1e-3 * values[0])
 
 
-@pytest.mark.parametrize("name", ["unrolled", "scanned", "cnn"])
+@pytest.mark.parametrize("name", ["unrolled", pytest.param("scanned", marks=pytest.mark.slow), "cnn"])
 def test_every_kind_of_layer_has_orthonormal_components_and_the_model_is_unchanged(name):
     model = case(name)
     uses = usage(model.apply, model.params, model.inputs)

@@ -17,8 +17,6 @@ from jaxbig.history import TIMES
 
 PROGRAM = Path(__file__).with_name("fault_run.py")
 ROOT = PROGRAM.parents[1]
-# In the fast tier.
-FAST = ("half a manifest",)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,8 @@ def same_end(one, two):
     assert checkpoint.steps(one / "checkpoints") == checkpoint.steps(two / "checkpoints")
 
 
-@pytest.mark.parametrize("point", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
+@pytest.mark.slow  # `test_kill.py` kills a run in the fast tier
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point_of_a_save(start, whole, tmp_path, point):
     process = start(tmp_path, "new", point)
     told, _ = process.communicate(timeout=300)

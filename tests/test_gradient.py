@@ -33,7 +33,12 @@ def split_of(transform, model=MODEL):
 
 @pytest.mark.parametrize(
     ("transform", "chunks"),
-    [(full(), 1), (full(), 3), (full(), 12), (lora(rank=2), 3)],
+    [
+        pytest.param(full(), 1, marks=pytest.mark.slow),
+        (full(), 3),
+        pytest.param(full(), 12, marks=pytest.mark.slow),
+        (lora(rank=2), 3),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_chunks_are_the_batch(transform, chunks):
@@ -63,6 +68,7 @@ def test_chunks_hand_the_statistics_on():
     np.testing.assert_allclose(after["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_chunks_draw_dropout_of_their_own():
     model = MLP(3, (16,), dropout=0.5)
     way, split = Accumulate(2)(gradient_fn(classify(model), full())), split_of(full(), model)

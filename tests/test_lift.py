@@ -28,6 +28,24 @@ from jaxbig.tree import paths, replace
 
 TABLE = [*LAYERS, *CONTROL, *PLAIN]
 FAST = ["LowRank(Sparse(int4))"]  # of the others the values are compared by `make slow`
+# As of these, each of which is like another: in the fast tier they are traced, for every kind.
+LIKE_ANOTHER = (
+    "custom_jvp, forward mode",
+    "switch",
+    "while_loop, weight in the condition",
+    "fori_loop, weights in its state",
+    "fori_loop of unknown length, weights in its state",
+    "a gradient of the weight inside",
+    "jvp inside",
+    "shard_map, replicated",
+)
+LIKE_ANOTHER_LAYER = (
+    "Conv 1-D",
+    "Conv 3-D",
+    "Einsum with a batch axis",
+    "OptimizedLSTMCell under RNN",
+    "vmap over stacked tables",
+)
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 HERE = Path(__file__).parent
 # what only rearranges, or holds a body that is looked into
@@ -178,7 +196,8 @@ each_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "case",
     # Layers come with values in the laws, in users' models and in ours, which the fast tier has.
-    [*CONTROL, *[pytest.param(case, marks=pytest.mark.slow) for case in (*LAYERS, *PLAIN)]],
+    [pytest.param(c, marks=[pytest.mark.slow] * (c.name in LIKE_ANOTHER)) for c in CONTROL]
+    + [pytest.param(case, marks=pytest.mark.slow) for case in (*LAYERS, *PLAIN)],
     ids=lambda case: case.name,
 )
 def test_factored_or_loud_and_right(case):
@@ -206,7 +225,15 @@ def test_factored_or_loud_for_more_kinds(case):
                 jax.eval_shape(lambda tree: lift(fn, strict=True)(tree, *args), tree)
 
 
-@pytest.mark.parametrize("case", [c for c in TABLE if not c.reason("LowRank")], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (c.name in LIKE_ANOTHER_LAYER))
+        for c in TABLE
+        if not c.reason("LowRank")
+    ],
+    ids=lambda case: case.name,
+)
 def test_low_rank_never_meets_its_full_shape(case):
     fn, params, args, uses = prepared(case)
     tree = jax.eval_shape(lambda params: with_weights("LowRank", params, uses), params)
@@ -258,6 +285,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_shard_map_over_eight_devices():
     result = on_devices(8, "-c", EIGHT_DEVICES)
     assert result.stdout == "equal\n", result.stderr

@@ -49,11 +49,20 @@ def convolution(params, ids):
     return jax.lax.conv_general_dilated(image, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# one of each kind in the fast tier
+SHAPES = {tied: (8, 12), heads: (3, 8, 12), convolution: (1, 2, 8, 12)}
+FAST = [("dora", tied), ("oft", tied), ("loha", heads), ("dora", convolution)]
+
+
 @pytest.mark.parametrize(
-    "name", [name if name in ("dora", "loha", "oft") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    ("fn", "shape", "name"),
+    [
+        pytest.param(
+            fn, SHAPES[fn], name, id=f"{fn.__name__}-{name}", marks=[pytest.mark.slow] * ((name, fn) not in FAST)
+        )
+        for fn in SHAPES
+        for name in NAMES
+    ],
 )
-@pytest.mark.parametrize(("fn", "shape"), [(tied, (8, 12)), (heads, (3, 8, 12)), (convolution, (1, 2, 8, 12))])
 def test_values_and_gradients_are_those_of_the_merged_weight(name, fn, shape):
     random = np.random.default_rng(0)
     params = {"w": jnp.asarray(random.normal(size=shape), jnp.float32)}

@@ -44,15 +44,17 @@ def close(ours, theirs, rtol=1e-6):
     [
         (Optimizer("sgd", 0.1), optax.sgd(0.1)),
         (Optimizer("sgd", 0.1, momentum=0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
-        (Optimizer("adam", 0.1), optax.adam(0.1)),
+        pytest.param(Optimizer("adam", 0.1), optax.adam(0.1), marks=pytest.mark.slow),
         (Optimizer("adamw", 0.1, weight_decay=0.3), optax.adamw(0.1, weight_decay=0.3)),
         (Optimizer("lion", 0.1, b2=0.99, weight_decay=0.3), optax.lion(0.1, weight_decay=0.3)),
         (Optimizer("lamb", 0.1, eps=1e-6, weight_decay=0.3), optax.lamb(0.1, weight_decay=0.3)),
         (Optimizer("rmsprop", 0.1, b2=0.9), optax.rmsprop(0.1)),
-        (Optimizer("adagrad", 0.1, eps=1e-7), optax.adagrad(0.1)),
-        (Optimizer("nadam", 0.1), optax.nadam(0.1)),
+        pytest.param(Optimizer("adagrad", 0.1, eps=1e-7), optax.adagrad(0.1), marks=pytest.mark.slow),
+        pytest.param(Optimizer("nadam", 0.1), optax.nadam(0.1), marks=pytest.mark.slow),
         (Optimizer("nadamw", 0.1, weight_decay=0.3), optax.nadamw(0.1, weight_decay=0.3)),
-        (Optimizer("adabelief", 0.1), optax.adabelief(0.1, eps=1e-8, eps_root=1e-8)),
+        pytest.param(
+            Optimizer("adabelief", 0.1), optax.adabelief(0.1, eps=1e-8, eps_root=1e-8), marks=pytest.mark.slow
+        ),
         (
             Optimizer("adafactor", 0.1, adafactor=Adafactor(smallest=2)),
             optax.adafactor(0.1, min_dim_size_to_factor=2),

@@ -89,6 +89,7 @@ def test_a_model_of_a_trillion_parameters_is_never_allocated():
     assert row.forward == 2 * (10**12 + 10**9 + 16 * 10**6)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(

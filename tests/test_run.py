@@ -75,7 +75,15 @@ def test_lines_every_so_many_steps():
     same(found, run(epochs=2, every=4, ahead=0))
 
 
-@pytest.mark.parametrize("options", [{"steps": 8}, {"steps": 5, "every": 4}, {"epochs": 1}, {"steps": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"steps": 8}, marks=pytest.mark.slow),
+        {"steps": 5, "every": 4},
+        pytest.param({"epochs": 1}, marks=pytest.mark.slow),
+        {"steps": 0},
+    ],
+)
 def test_a_run_that_ended_anywhere_goes_on_as_if_it_had_not(tmp_path, options, whole):
     every = {name: value for name, value in options.items() if name == "every"}
     run(workdir=tmp_path, **options)

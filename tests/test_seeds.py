@@ -92,6 +92,7 @@ def test_a_sweep_is_one_program_and_equals_its_runs_one_by_one():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ways_to_the_gradient_are_those_of_single_runs():
     params = MODEL.init(jax.random.key(1), DATA["image"])["params"]
     uses = usage(lambda p, x: MODEL.apply({"params": p}, x), params, DATA["image"])

@@ -65,7 +65,7 @@ def test_rounding_at_random_is_right_on_average_and_exact_where_it_can_be():
     np.testing.assert_array_equal(slots.round_randomly(exact, jax.random.key(1)).astype(jnp.float32), exact)
 
 
-@pytest.mark.parametrize(("state", "most"), [("int8", 2.1), ("bfloat16", 4.0)])
+@pytest.mark.parametrize(("state", "most"), [("int8", 2.1), pytest.param("bfloat16", 4.0, marks=pytest.mark.slow)])
 def test_bytes_of_both_moments(state, most):
     train = {"large": jnp.ones((300, 301)), "small": jnp.ones(4095)}
     kept = Optimizer("adamw", state=state).build().init(train)
@@ -119,7 +119,7 @@ def digits():
     return train, gone, gone(params), losses
 
 
-@pytest.mark.parametrize("state", ["bfloat16", "int8"])
+@pytest.mark.parametrize("state", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_training_on_digits_is_that_of_float32(digits, state):
     train, gone, exact, losses = digits
     params, ours = train(Optimizer("adamw", 3e-3, weight_decay=0.01, state=state))

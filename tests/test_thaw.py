@@ -33,7 +33,7 @@ def run(options, steps=7, train=TRAIN, first=0):
     return seen
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", pytest.param("lamb", marks=pytest.mark.slow), "muon"])
 def test_closed_leaves_and_their_state_stay_bit_for_bit(name):
     options = Optimizer(name, 0.1, weight_decay=0.1, momentum=0.9, clip=0.5, thaw=THAW)
     seen = run(options)

@@ -82,6 +82,7 @@ def test_golden_losses_of_ten_steps():
     np.testing.assert_allclose(losses, GOLDEN, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_in_seconds():
     digits = load_digits()
     first, second = split_fraction(digits["label"], 0.2)
@@ -120,6 +121,7 @@ def test_lora_learns_and_the_frozen_part_is_the_callers():
     assert history[-1]["val_loss"] < history[0]["val_loss"]
 
 
+@pytest.mark.slow
 def test_a_quantised_base_trains_and_resumes_to_the_same_bits(tmp_path):
     transform = chain(quantize("int4", group=2), lora(rank=2, dropout=0.5), bitfit())
     one = fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=2))
@@ -129,6 +131,7 @@ def test_a_quantised_base_trains_and_resumes_to_the_same_bits(tmp_path):
     assert bits(two.split.params) == bits(start(transform).params)
 
 
+@pytest.mark.slow
 def test_a_vmap_over_seeds_is_each_seed_alone():
     job = task()
     step = step_fn(job.objective, job.transform, job.optimizer)
@@ -202,7 +205,10 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.slow), (signal.SIGTERM, SystemExit)],
+)
 @pytest.mark.parametrize("batches", [pytest.param(7, marks=pytest.mark.slow), 10])
 def test_a_signal_saves_the_state_in_mid_epoch(tmp_path, whole, number, ends, batches):
     job = task()
@@ -221,7 +227,9 @@ def whole():
     return fit(task(), start(), jax.random.key(0), quiet())
 
 
-@pytest.mark.parametrize("batches", [2, 5, 8])
+@pytest.mark.parametrize(
+    "batches", [pytest.param(2, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_resumed_runs_end_in_the_same_bits(tmp_path, whole, batches):
     job = task()
     with pytest.raises(Boom):

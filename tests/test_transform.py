@@ -315,7 +315,9 @@ RESETTING = {
 
 
 @pytest.mark.parametrize(("transform", "name"), RESETTING.values(), ids=RESETTING)
-@pytest.mark.parametrize("optimizer", [optax.adam(0.1), Optimizer("adamw", 0.1).build()])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(optax.adam(0.1), marks=pytest.mark.slow), Optimizer("adamw", 0.1).build()]
+)
 def test_slots_start_again_where_a_technique_says_so(transform, name, optimizer):
     def objective(params, variables, batch, key):
         loss = jnp.mean(model(params, batch) ** 2)

@@ -28,7 +28,7 @@ TECHNIQUES = {
     "pruned, then trained": lambda: chain(prune(0.5), full()),
 }
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-LARGER = ("seq2seq with attention", "U-Net", "MLP-mixer")
+LARGER = ("seq2seq with attention", "U-Net", "MLP-mixer", "transformer with a cache")
 IDENTICAL = ("lora", "bitfit")
 KEPT_SHARE = 0.5
 # (model, technique) -> the parameters that are expanded, and why

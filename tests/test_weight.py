@@ -31,7 +31,11 @@ def einsum(x: str, w: str, out: str) -> Contraction:
     return Contraction(x, w, out, lambda a, b: jnp.einsum(f"{x},{w}->{out}", a, b))
 
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+# Each holds what others of the table hold, apart or together.
+LIKE_OTHERS = ("int8 asymmetric", "int4", "LowRank(nf4)")
+every_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LIKE_OTHERS)) for kind in KINDS]
+)
 
 
 @every_kind

@@ -202,7 +202,7 @@ RULES = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "svd" else pytest.param(name, marks=pytest.mark.slow) for name in RULES]
+    "name", [name if name == "cat" else pytest.param(name, marks=pytest.mark.slow) for name in RULES]
 )
 def test_each_layer_of_a_stack_is_combined_by_itself(name):
     """Weights of several input and output axes too: attention's."""

@@ -71,8 +71,13 @@ def test_task_arithmetic_adds_and_takes_away():
     check(task_arithmetic, flat(BASE) + sum(VECTORS))
 
 
-@pytest.mark.parametrize("by", ["total", "frequency"])
-@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+TIES = [(density, by) for density in (0.2, 0.5, 1.0) for by in ("total", "frequency")]
+TIES_FAST = [(0.2, "frequency"), (1.0, "total")]
+
+
+@pytest.mark.parametrize(
+    ("density", "by"), [pytest.param(*case, marks=[pytest.mark.slow] * (case not in TIES_FAST)) for case in TIES]
+)
 def test_ties_trims_the_whole_vector_elects_and_averages(density, by):
     vectors = [trimmed(vector, density) for vector in VECTORS]
     expected = flat(BASE) + disjoint(vectors, WEIGHTS, by)

@@ -113,7 +113,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "options", CASES, ids=lambda o: f"{o['format']}-{o['per']}-{'sym' if o['symmetric'] else 'asym'}"
+    "options",
+    # of whole channels and matrices the fast tier has one or the other
+    [
+        pytest.param(o, marks=[pytest.mark.slow] * (o["per"] != "group" and (o["per"] == "tensor") != o["symmetric"]))
+        for o in CASES
+    ],
+    ids=lambda o: f"{o['format']}-{o['per']}-{'sym' if o['symmetric'] else 'asym'}",
 )
 @pytest.mark.parametrize(
     "shape",
@@ -222,7 +228,10 @@ def test_float16_sums_stay_in_range():
     np.testing.assert_allclose(lift(fn)(split.params, x), fn(params, x), rtol=1e-2)
 
 
-@pytest.mark.parametrize(("shape", "scales"), [((97, 64), (1, 64)), ((96, 64), (2, 64)), ((128, 64), (2, 64))])
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [((97, 64), (1, 64)), ((96, 64), (2, 64)), pytest.param((128, 64), (2, 64), marks=pytest.mark.slow)],
+)
 def test_runs_of_a_length_without_divisors_are_whole_axes(shape, scales):
     params = {"w": jnp.ones(shape)}
     uses = usage(lambda p, x: x @ p["w"], params, jnp.ones((1, shape[0])))

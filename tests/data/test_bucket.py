@@ -62,6 +62,7 @@ def test_processes_share_a_batch_and_a_position_goes_on():
         np.testing.assert_array_equal(a["ids"], b["ids"])
 
 
+@pytest.mark.slow
 def test_training_is_as_without_buckets_where_padding_counts_nothing(tmp_path):
     """A loss over all batches is the same number, however the examples are put together."""
     model = RNN(2, hidden=3, cell="gru", vocabulary=9, embedding=4)

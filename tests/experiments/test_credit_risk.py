@@ -53,6 +53,7 @@ def test_it_runs_from_a_file_to_a_report(tmp_path, capsys):
     assert "german: 120 clients" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_network_sees_what_it_is_judged_by(tmp_path):
     """The labels of a fold's test rows change nothing about what is said of them."""
     made_up(tmp_path / "german.data", rows=90)

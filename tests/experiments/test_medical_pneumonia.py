@@ -77,6 +77,7 @@ def test_resumed_when_done_it_says_the_same(found):
     assert run(folder, *words, "--lr", "0.02", "--ema", "0.5", "--resume") == first
 
 
+@pytest.mark.slow
 def test_the_interval_of_auc_is_about_the_mean_of_the_seeds():
     rng = np.random.default_rng(0)
     labels = (rng.random(60) < 0.6).astype(int)

@@ -19,6 +19,7 @@ def run(workdir: Path, folder: Path, *words: str) -> dict:
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells(blots, tmp_path, capsys):
     (row,) = run(tmp_path, blots, "--epochs", "3", "--augment", "textbook")["table"]
     assert row["accuracy"] > 0.9

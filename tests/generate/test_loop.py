@@ -161,6 +161,7 @@ def test_one_program_for_steps_and_one_a_bucket_for_prompts():
     assert sorted(TRACED) == [(2, 1), (2, 1), (2, 16), (2, 16), (2, 32)]
 
 
+@pytest.mark.slow
 def test_int8_cache_is_close_and_small(model):
     module, params = model
     texts = generate(module, params, PROMPTS, max_tokens=6, int8=True)
@@ -169,12 +170,13 @@ def test_int8_cache_is_close_and_small(model):
     assert same >= 16  # of 24: where two logits lie close, codes may turn them around
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "layers"),
     [
         ("int4", 1),
-        pytest.param("int4", 2, marks=pytest.mark.slow),
-        pytest.param("lora over nf4", 1, marks=pytest.mark.slow),
+        ("int4", 2),
+        ("lora over nf4", 1),
     ],
 )
 def test_weights_are_used_as_they_are(kind, layers):

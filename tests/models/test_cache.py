@@ -75,7 +75,7 @@ def close(ours, expected, atol=1e-12):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("kind", ["unrolled", "scanned"])
+@pytest.mark.parametrize("kind", [pytest.param("unrolled", marks=pytest.mark.slow), "scanned"])
 def test_prefill_and_steps_are_the_whole(models, whole, kind):
     model = models[kind]
     first, cache = model(TOKENS[:, :FIRST], cache=model.empty())

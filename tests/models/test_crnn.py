@@ -38,6 +38,7 @@ def test_padding_influences_neither_result_nor_gradient(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), padded[0], alone[0])
 
 
+@pytest.mark.slow
 def test_a_sound_without_frames_has_the_heads_bias(params):
     logits = MODEL.apply({"params": params}, X, np.array([0, 3, 13]))
     np.testing.assert_allclose(logits[:2], np.tile(params["head"]["bias"], (2, 1)), rtol=1e-6)

@@ -46,6 +46,8 @@ MODELS = {
 }
 # Larger than another of its kind, which the fast tier has.
 LARGER = (
+    "cnn",
+    "tabular mlp",
     "resnet basic",
     "resnet bottleneck",
     "lstm of tokens",
@@ -71,7 +73,10 @@ def made(name):
     return fn, params, inputs
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("resnet bottleneck", "tabular transformer"))) for n in MODELS],
+)
 def test_usage_sees_every_kernel_and_the_head(name):
     fn, params, inputs = made(name)
     uses = usage(fn, params, *inputs)

@@ -48,7 +48,8 @@ def test_the_classic_cnn_on_mnist_shapes():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 225_034
 
 
-@pytest.mark.parametrize("padding", ["VALID", pytest.param("SAME", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_a_convolution_as_patches_is_the_convolution(padding):
     """Parameters, outputs and gradients, kernels of even and unequal sides too."""
     plain, patches = CNN(3, (4, 6), 8, padding), CNN(3, (4, 6), 8, padding, patches=True)
@@ -85,7 +86,7 @@ def test_the_gradient_of_a_maximum_pool_is_finite_where_its_input_is_computed_tw
     assert np.isfinite(jax.jit(jax.grad(loss), compiler_options=unoptimised)(x, params)).all()
 
 
-@pytest.mark.parametrize("size", [4, 5, 7])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow)])
 def test_max_pool_is_flax_max_pool_in_value_and_gradient(size):
     x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
     ours, grad = jax.value_and_grad(lambda x: (max_pool(x) ** 2).sum())(x)

@@ -94,7 +94,7 @@ def test_initialisation():
     np.testing.assert_array_equal(params["input"]["bias"].reshape(4, 64).mean(1), [0, 1, 0, 0])
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_remat_and_bfloat16(cell):
     model = RNN(2, H, cell=cell)
     params = parameters(model, FEATURES)

@@ -78,7 +78,12 @@ BOTH = {"numbers": NUMBERS, "categories": CODES}
 
 @pytest.mark.parametrize(
     "x",
-    [BOTH, {"numbers": ENCODED, "categories": CODES}, {"numbers": NUMBERS}, {"categories": CODES}],
+    [
+        BOTH,
+        {"numbers": ENCODED, "categories": CODES},
+        pytest.param({"numbers": NUMBERS}, marks=pytest.mark.slow),
+        pytest.param({"categories": CODES}, marks=pytest.mark.slow),
+    ],
     ids=["both", "encoded", "numbers", "categories"],
 )
 def test_ft_transformer_is_the_papers_equations(x):
@@ -115,6 +120,7 @@ def test_an_unknown_category_is_no_other_features(code):
     assert np.isfinite(logits[1]).all()
 
 
+@pytest.mark.slow
 def test_initialisation_is_uniform_in_one_over_the_root_of_the_width():
     x = {"numbers": jnp.ones((1, 50)), "categories": jnp.zeros((1, 2), int)}
     model = FTTransformer(2, SIZES, width=64, layers=1)
@@ -150,6 +156,7 @@ def randomness(jaxpr):
             yield from randomness(getattr(inner, "jaxpr", inner))
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16():
     params = parameters(MODEL, BOTH)
     row = jax.tree.map(jnp.asarray, {"numbers": NUMBERS.astype(np.float32), "categories": CODES})

@@ -55,7 +55,9 @@ def test_every_product_is_in_the_small_dtype():
 
 
 @pytest.mark.parametrize(
-    "transform", [full(), lora(rank=2), chain(quantize("int8"), lora(rank=2))], ids=["full", "lora", "qlora"]
+    "transform",
+    [full(), pytest.param(lora(rank=2), marks=pytest.mark.slow), chain(quantize("int8"), lora(rank=2))],
+    ids=["full", "lora", "qlora"],
 )
 def test_the_gradient_is_the_float32_one_to_the_small_dtype_s_precision(transform):
     model = MLP(3, (32,))

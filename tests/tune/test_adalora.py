@@ -133,6 +133,7 @@ def test_orthogonal_triplets_have_no_penalty_and_a_gradient_that_is_none():
     assert all(not (leaf != 0).any() for leaf in jax.tree.leaves(jax.grad(orthogonality)(train)))
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers():
     """Importance, budget and penalty of stacked layers are those of the same layers apart."""
     random = np.random.default_rng(0)

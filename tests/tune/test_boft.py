@@ -51,7 +51,7 @@ def stirred(factors, block=4):
     return method, params, x, split._replace(train=train)
 
 
-@pytest.mark.parametrize("factors", [1, 2, 3, 4])
+@pytest.mark.parametrize("factors", [pytest.param(n, marks=[pytest.mark.slow] * (n != 2)) for n in (1, 2, 3, 4)])
 def test_it_is_the_butterfly_written_out_and_orthogonal(factors):
     with jax.enable_x64(True):
         method, params, _, split = stirred(factors)

@@ -95,7 +95,7 @@ def test_a_prompt_is_vectors_before_the_embedded_text(causal):
 
 
 @pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
-@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("hidden", [None, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_prefix_is_keys_and_values_before_those_of_the_text(causal, hidden):
     """Queries of the text alone, at the positions behind the prefix: what a cache that holds the prefix would give."""
     with jax.enable_x64(True):
@@ -177,6 +177,7 @@ def test_a_prompt_starts_from_text():
     assert all(bool((row == params["table"]).all(axis=1).any()) for row in sampled)
 
 
+@pytest.mark.slow
 def test_over_codes_and_under_lora():
     params, ids = drawn()
     technique = chain(quantize("nf4", group=2, where=".*kernel"), lora(2), prefix(2))

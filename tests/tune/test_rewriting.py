@@ -80,7 +80,7 @@ def test_outputs_and_gradients_are_peft_s(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, grads)
 
 
-@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (2, 9, 12)])
+@pytest.mark.parametrize("shape", [(12, 9), pytest.param((9, 12), marks=pytest.mark.slow), (2, 9, 12)])
 def test_pissa_s_start_is_numpy_s_to_float64(shape):
     w = RANDOM.normal(size=shape)
     u, s, vt = np.linalg.svd(w, full_matrices=False)
@@ -142,7 +142,7 @@ def test_loftq_is_the_paper_s_algorithm_in_numpy(iterations):
         np.testing.assert_allclose(merge(method.apply(split))["w"], q + update, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("format", ["nf4", "int4", "int8"])
+@pytest.mark.parametrize("format", ["nf4", pytest.param("int4", marks=pytest.mark.slow), "int8"])
 def test_loftq_is_nearer_to_the_weight_than_codes_alone_and_nearer_with_more_iterations(format):  # noqa: A002
     w = np.random.default_rng(3).normal(size=(64, 48)).astype(np.float32)
     error = lambda method: float(np.linalg.norm(merge(method.apply(of_one_layer(method, w)))["w"] - w))  # noqa: E731

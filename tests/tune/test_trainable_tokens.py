@@ -47,7 +47,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("across", "stacked"))) for n in CASES]
+)
 def test_values_and_gradients_are_those_of_a_table_with_other_rows(name):
     fn, table, axis = CASES[name]
     params = {"table": table}
