@@ -90,6 +90,7 @@ def test_a_hundred_swaps_compile_nothing():
     assert logits._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_weighted_sum_is_the_sum_of_the_merged_updates_and_zero_is_the_base():
     made, base = trees("lora", "unrolled")
     held, model, count = bank(made), case("unrolled"), []

@@ -98,6 +98,7 @@ def test_the_order_is_that_of_the_program_not_of_names():
     assert (found["z/kernel"], found["a/bias"], found["m/kernel"]) == (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_and_embeddings():
     found = depths(read(CNN(channels=(2, 2), hidden=4, padding="SAME"))[1])
     assert [found[f"{name}/kernel"] for name in ("conv_0", "conv_1", "dense", "head")] == [0, 1, 2, 3]

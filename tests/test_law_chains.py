@@ -147,9 +147,7 @@ def in_the_middle():
         yield (adapters[i], name, adapters[i + 1], "bitfit")
 
 
-@pytest.mark.parametrize(
-    "names", tiers(in_the_middle(), lambda names: names[1] in (*KINDS, "pissa", "olora")), ids="+".join
-)
+@pytest.mark.parametrize("names", tiers(in_the_middle(), lambda n: n[1] in (*KINDS, *REWRITING[:2])), ids="+".join)
 def test_each_other_technique_in_the_middle(names):
     check(names)
 
@@ -244,9 +242,7 @@ def covering_pairs():
     return chosen
 
 
-@pytest.mark.parametrize(
-    "names", tiers(covering_pairs(), lambda names: set(names) == {"lora", "int4", "2:4"}), ids="+".join
-)
+@pytest.mark.parametrize("names", tiers(covering_pairs(), lambda n: set(n) == {"lora", "int4", "2:4"}), ids="+".join)
 def test_chains_under_scan_remat_and_vmap_and_from_a_checkpoint(names, tmp_path):
     """Laws 5 and 6: two adapters at once on two inputs, against merged layers written out; and saved to the bit."""
     scanned, written_out, params = stacked_model()

@@ -43,8 +43,8 @@ over_some = pytest.mark.parametrize("alone", tiers(ALONE, lambda a: a[0] in HALF
 
 
 def is_fast(tried) -> bool:
-    """With its first arguments every basic technique is tried, on the scanned model or on the CNN, and one format of
-    each kind of codes."""
+    """With its first arguments every basic technique but one is tried, on the scanned model or on the CNN: NF4 is held
+    as int4 is."""
     (name, i), model = tried
     return {
         "cnn": i == 0 and name == "int8",

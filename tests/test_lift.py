@@ -28,7 +28,7 @@ from jaxbig.tree import paths, replace
 
 TABLE = [*LAYERS, *CONTROL, *PLAIN]
 FAST = ["LowRank(Sparse(int4))"]  # of the others the values are compared by `make slow`
-# As of these, each of which is like another: in the fast tier they are traced, for every kind.
+# These too, each of which is like another: the fast tier only traces them, with the other kinds of Weight.
 LIKE_ANOTHER = (
     "custom_jvp, forward mode",
     "switch",
@@ -39,6 +39,7 @@ LIKE_ANOTHER = (
     "jvp inside",
     "shard_map, replicated",
 )
+# Layers, each of which is like another, or larger.
 LIKE_ANOTHER_LAYER = (
     "Conv 1-D",
     "Conv 3-D",
@@ -285,6 +286,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_shard_map_over_eight_devices():
     result = on_devices(8, "-c", EIGHT_DEVICES)
     assert result.stdout == "equal\n", result.stderr

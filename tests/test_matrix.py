@@ -56,7 +56,9 @@ FAST = [("dora", tied), ("oft", tied), ("loha", heads), ("dora", convolution)]
 @pytest.mark.parametrize(
     ("fn", "shape", "name"),
     [
-        pytest.param(fn, SHAPES[fn], name, marks=[pytest.mark.slow] * ((name, fn) not in FAST))
+        pytest.param(
+            fn, SHAPES[fn], name, id=f"{fn.__name__}-{name}", marks=[pytest.mark.slow] * ((name, fn) not in FAST)
+        )
         for fn in SHAPES
         for name in NAMES
     ],

@@ -49,7 +49,7 @@ def close(ours, theirs, rtol=1e-6):
         (Optimizer("lion", 0.1, b2=0.99, weight_decay=0.3), optax.lion(0.1, weight_decay=0.3)),
         (Optimizer("lamb", 0.1, eps=1e-6, weight_decay=0.3), optax.lamb(0.1, weight_decay=0.3)),
         (Optimizer("rmsprop", 0.1, b2=0.9), optax.rmsprop(0.1)),
-        (Optimizer("adagrad", 0.1, eps=1e-7), optax.adagrad(0.1)),
+        pytest.param(Optimizer("adagrad", 0.1, eps=1e-7), optax.adagrad(0.1), marks=pytest.mark.slow),
         pytest.param(Optimizer("nadam", 0.1), optax.nadam(0.1), marks=pytest.mark.slow),
         (Optimizer("nadamw", 0.1, weight_decay=0.3), optax.nadamw(0.1, weight_decay=0.3)),
         pytest.param(

@@ -121,6 +121,7 @@ def test_lora_learns_and_the_frozen_part_is_the_callers():
     assert history[-1]["val_loss"] < history[0]["val_loss"]
 
 
+@pytest.mark.slow
 def test_a_quantised_base_trains_and_resumes_to_the_same_bits(tmp_path):
     transform = chain(quantize("int4", group=2), lora(rank=2, dropout=0.5), bitfit())
     one = fit(task(transform), start(transform), jax.random.key(0), quiet(epochs=2))

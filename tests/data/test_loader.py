@@ -286,7 +286,7 @@ def runs(pid):
         return False
 
 
-@pytest.mark.parametrize("batches", [2, 5])
+@pytest.mark.parametrize("batches", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_read_ahead_and_augmented_a_resumed_run_ends_in_the_same_bits(tmp_path, batches):
     def fitted(source, epochs, **options):
         data = Loader(source, 4, threads=options.pop("threads", 0), augment=compose(noisy))

@@ -81,6 +81,7 @@ def test_a_number_is_predicted_from_two_texts(tmp_path, model):
     assert results["against full"] == []
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_one_line(tmp_path, model):
     reviews(tmp_path, "sentence\tlabel", lambda text, good: f"{text}\t{'?' if good else 0}")
     with pytest.raises(UserError, match=r"train\.tsv\.gz: the label '\?' is none of 0, 1"):

@@ -161,6 +161,7 @@ def test_one_program_for_steps_and_one_a_bucket_for_prompts():
     assert sorted(TRACED) == [(2, 1), (2, 1), (2, 16), (2, 16), (2, 32)]
 
 
+@pytest.mark.slow
 def test_int8_cache_is_close_and_small(model):
     module, params = model
     texts = generate(module, params, PROMPTS, max_tokens=6, int8=True)

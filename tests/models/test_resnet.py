@@ -106,6 +106,7 @@ def test_max_pool_overlapping_is_flax_max_pool_in_value_and_gradient(window, str
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     x = jax.random.normal(jax.random.key(1), (2, 6, 6, 3))
     plain = ResNet(3, blocks=(1, 1), channels=4, form="cifar")

@@ -177,6 +177,7 @@ def test_a_prompt_starts_from_text():
     assert all(bool((row == params["table"]).all(axis=1).any()) for row in sampled)
 
 
+@pytest.mark.slow
 def test_over_codes_and_under_lora():
     params, ids = drawn()
     technique = chain(quantize("nf4", group=2, where=".*kernel"), lora(2), prefix(2))
