@@ -38,6 +38,10 @@ class Heard(NamedTuple):
     across: Any = None
 
 
+# For a call that has none of these.
+NOWHERE, ALL_SEEN, NOTHING = Where(None), Seen(None), Heard()
+
+
 class T5Stack(nn.Module):
     """L layers and a norm; the first part of their scores is one table of biases by relative position.
 
@@ -53,8 +57,8 @@ class T5Stack(nn.Module):
         dropout: rate on the first and the last states, with ``train=True`` (needs a "dropout" key).
         scan_layers, remat: see `Encoder`.
 
-    Called as ``(x_BTD, at, seen, heard, cache, train)``; without x, only what its layers keep of the encoder's states is
-    computed.
+    Called as ``(x_BTD, at, seen, heard, cache, train)``; without x, only what its layers keep of the encoder's states
+    is computed.
 
     Returns:
         (states [B, T, D], the cache with the tokens in it or None); without x the keys and values of `Memory`.
@@ -72,7 +76,7 @@ class T5Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Any, at: Where = Where(None), seen: Seen = Seen(None), heard: Heard = Heard(),
+        self, x_BTD: Any, at: Where = NOWHERE, seen: Seen = ALL_SEEN, heard: Heard = NOTHING,
         cache: Cache | None = None, train: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
         if x_BTD is None:

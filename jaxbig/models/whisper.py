@@ -1,7 +1,7 @@
 """Whisper: speech as log-mel spectrograms in, tokens of a text out.
 
-Legend of the shape suffixes: B batch, N frames, F mel filters, S states of the encoder, T tokens, D width, V vocabulary,
-C classes, L layers.
+Legend of the shape suffixes: B batch, N frames, F mel filters, S states of the encoder, T tokens, D width, V
+vocabulary, C classes, L layers.
 """
 
 from typing import Any
