@@ -50,7 +50,7 @@ class Stack(NamedTuple):
     beside: Any = None
 
 
-def run(stack: Stack, x_BTD: jax.Array, views: Sequence[View], cache: Cache | None, at: Where) -> tuple[jax.Array, Any]:
+def run(stack: Stack, x_BTD: jax.Array, views: Sequence[Any], cache: Cache | None, at: Where) -> tuple[jax.Array, Any]:
     """All layers, called inside the model's compact method.
 
     Args:
@@ -82,7 +82,7 @@ def run(stack: Stack, x_BTD: jax.Array, views: Sequence[View], cache: Cache | No
     return x_BTD, append(cache, keys, values, at, after=x_BTD)
 
 
-def _scanned(stack: Stack, x_BTD: jax.Array, views: Sequence[View], old: Any) -> tuple[jax.Array, Any]:
+def _scanned(stack: Stack, x_BTD: jax.Array, views: Sequence[Any], old: Any) -> tuple[jax.Array, Any]:
     """The cache's slices only go in: what each layer adds comes out, and is written once, for all layers."""
     count = len(stack.kinds)
 
@@ -166,7 +166,7 @@ def logits_of(module: Any, params: Any, x_BTD: jax.Array) -> jax.Array:
         True
     """
     if module.tied:
-        logits = _against(params["embed"]["embedding"], x_BTD, module.dtype)
+        logits: Any = _against(params["embed"]["embedding"], x_BTD, module.dtype)
     else:
         head = nn.Dense(module.vocabulary, use_bias=False, dtype=module.dtype)
         logits = head.apply({"params": params["head"]}, x_BTD)

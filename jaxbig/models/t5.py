@@ -17,8 +17,10 @@ from jaxbig.errors import UserError
 from jaxbig.models.attention import Where, mask
 from jaxbig.models.cache import Cache, Seen, place, seen
 from jaxbig.models.decoder import Stack, run
+from jaxbig.models.family import LAYERS
 from jaxbig.models.relative_positions import relative_buckets
 from jaxbig.models.seq2seq import Memory
+from jaxbig.models.stack import scanned
 from jaxbig.models.t5_layer import T5MLP, Scale, T5Attention, T5CrossAttention, T5Layer, T5View
 
 TASKS = ("seq2seq_lm", "features", "encoder")
@@ -96,13 +98,8 @@ class T5Stack(nn.Module):
         if not self.scan_layers:
             each = [layer(f"layer_{number}")(None, view, None, number)[1] for number in range(self.layers)]
             return tuple(keys for keys, _ in each), tuple(values for _, values in each)
-        scanned = nn.scan(
-            lambda module, _, number: module(None, view, None, number),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.layers,
-        )
-        return scanned(layer("layers"), None, jnp.arange(self.layers))[1]
+        body = lambda module, _, number: module(None, view, None, number)  # noqa: E731
+        return scanned(body, self.layers)(layer(LAYERS), None, jnp.arange(self.layers))[1]
 
 
 class T5(nn.Module):

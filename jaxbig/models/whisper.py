@@ -159,8 +159,8 @@ class Whisper(nn.Module):
         return self.decoder(None, states_BSD)
 
     def decode(
-        self, tokens_BT: jax.Array, source: Any, positions: Any = None, segments: Any = None, cache: Cache | None = None,
-        logits_at: Any = None, train: bool = False,
+        self, tokens_BT: jax.Array, source: Any, positions: Any = None, segments: Any = None,
+        cache: Cache | None = None, logits_at: Any = None, train: bool = False,
     ) -> Any:  # fmt: skip
         """The text's next tokens, given what was heard.
 

@@ -18,9 +18,11 @@ from jaxbig.models.cache import Cache, Seen, place, seen
 from jaxbig.models.cached_attention import CachedAttention
 from jaxbig.models.cross_attention import CrossAttention
 from jaxbig.models.decoder import Stack, run
+from jaxbig.models.family import LAYERS
 from jaxbig.models.feedforward import FeedForward
-from jaxbig.models.published_vit import PublishedViTLayer
+from jaxbig.models.pre_norm import PreNormLayer
 from jaxbig.models.self_attention import SelfAttention
+from jaxbig.models.stack import recomputed, run_layers, scanned
 
 
 class Rates(NamedTuple):
@@ -77,8 +79,7 @@ class Kind(NamedTuple):
         return partial(FeedForward, hidden, self.activation, self.std, dtype=self.dtype, dropout=rate)
 
     def layer(self, kind: type[nn.Module]) -> Any:
-        # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        return nn.remat(kind, prevent_cse=not self.scan_layers) if self.remat else kind
+        return recomputed(kind, self.remat, self.scan_layers)
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -139,18 +140,8 @@ class WhisperEncoder(nn.Module):
         sizes, kind = self.sizes, self.kind
         attend = partial(SelfAttention, sizes.heads, True, rates.attention, kind.std, kind.dtype, key_bias=False)
         mlp = kind.mlp(sizes.hidden, rates.activation)
-        made = partial(kind.layer(PublishedViTLayer), attend, mlp, kind.norm, None, rates.dropout)
-        if not kind.scan_layers:
-            for number in range(sizes.layers):
-                x_BSD = made(name=f"layer_{number}")(x_BSD)
-            return x_BSD
-        scanned = nn.scan(
-            lambda module, x_BSD, _: (module(x_BSD), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=sizes.layers,
-        )
-        return scanned(made(name="layers"), x_BSD, None)[0]
+        made = partial(kind.layer(PreNormLayer), attend, mlp, kind.norm, None, rates.dropout)
+        return run_layers(made, sizes.layers, kind.scan_layers, x_BSD)
 
 
 class Sight(NamedTuple):
@@ -161,7 +152,7 @@ class Sight(NamedTuple):
 
 
 class WhisperDecoderLayer(nn.Module):
-    """x <- x + attention(norm(x)); x <- x + cross(norm(x), states); x <- x + mlp(norm(x)), with dropout on what is added.
+    """x <- x + attention(norm(x)); x <- x + cross(norm(x), states); x <- x + mlp(norm(x)), dropout on what is added.
 
     Args:
         attention, cross, mlp, norm: ``name -> module`` of its kinds of parts.
@@ -243,10 +234,5 @@ class WhisperDecoder(nn.Module):
         sight, count = Sight(None, states_BSD), self.sizes.layers
         if not self.kind.scan_layers:
             return tuple(layer(f"layer_{number}")(None, sight, None, number) for number in range(count))
-        scanned = nn.scan(
-            lambda module, none, number: (none, module(None, sight, None, number)),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=count,
-        )
-        return scanned(layer("layers"), None, jnp.arange(count))[1]
+        body = lambda module, none, number: (none, module(None, sight, None, number))  # noqa: E731
+        return scanned(body, count)(layer(LAYERS), None, jnp.arange(count))[1]

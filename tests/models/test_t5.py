@@ -4,6 +4,7 @@
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -335,7 +336,7 @@ def test_what_modules_refuse():
 
 def test_what_configs_say_of_the_head():
     """Of T5 1.0, of 1.1 as before transformers 5 and as since, and of files that say what a config does not."""
-    family = FAMILIES["t5"]
+    family: Any = FAMILIES["t5"]
     of = lambda **more: (lambda m: (m.tied, m.scaled))(family.module(BASE | more, "seq2seq_lm"))  # noqa: E731
     assert of() == of(tie_word_embeddings=True) == (True, True)
     assert of(tie_word_embeddings=False) == (False, False)
@@ -351,7 +352,9 @@ def test_what_configs_say_of_the_head():
 
 
 PUBLISHED = {
-    "T5 small": (60_506_624, {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}),
+    "T5 small": (60_506_624, {
+        "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+    }),
     "Flan-T5 base": (247_577_856, {
         "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12,
         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
