@@ -189,7 +189,7 @@ class T5Layer(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Any, view: T5View, old: Any, number: Any) -> tuple[Any, KeysValues]:
         cross: Any = None if self.cross is None else self.cross(name="cross")
-        if x_BTD is None and cross is not None:
+        if x_BTD is None:  # what is asked for is what the cross-attention keeps
             return cross(None, view, number)
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         y_BTD, new = self.attention(name="attention")(self.norm(name="attention_norm")(x_BTD), view, old)
