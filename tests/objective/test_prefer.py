@@ -85,7 +85,7 @@ def test_the_reference_is_the_tree_with_the_adapter_off(params):
     done = fit(task, split, jax.random.key(0), Run(epochs=15, quiet=True))
     after = evaluate(measured, technique.apply(done.split), data)
     assert after["accuracy"] == 1
-    assert after["margin"] > 0.1
+    assert after["margin"] > 0.05
     assert after["chosen"] - after["rejected"] == pytest.approx(after["margin"], rel=1e-4)
     grads = gradient_fn(prefer(MODEL), technique)(split, {}, next(iter(data.epoch(0))), jax.random.key(0))[0]
     assert jax.tree.structure(grads) == jax.tree.structure(split.train)
