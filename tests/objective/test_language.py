@@ -109,6 +109,7 @@ def test_chunks_hold_fewer_logits():
     assert temporary(None) > logits > 2 * temporary(16)
 
 
+@pytest.mark.slow
 def test_over_codes_only_the_adapter_has_a_gradient():
     params = drawn(LLAMA)
     technique = chain(quantize("int4", group=4), lora(rank=2))

@@ -69,6 +69,7 @@ def test_the_papers_equation(params):
     np.testing.assert_allclose(aux.outputs["rewards"], rewards, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_tree_with_the_adapter_off(params):
     uses = usage(lambda params, ids: MODEL.apply({"params": params}, ids), params, jnp.zeros((1, 4), int))
     technique = lora(rank=4)
