@@ -163,7 +163,7 @@ def logits_of(module: Any, params: Any, x_BTD: jax.Array) -> jax.Array:
         True
     """
     if module.tied:
-        logits = _against(params["embed"]["embedding"], x_BTD, module.dtype)
+        logits: Any = _against(params["embed"]["embedding"], x_BTD, module.dtype)
     else:
         head = nn.Dense(module.vocabulary, use_bias=False, dtype=module.dtype)
         logits = head.apply({"params": params["head"]}, x_BTD)
