@@ -99,10 +99,10 @@ def ia3(where: Any = None, side: str = "out", biases: bool | Mapping[str, str] =
     def init(key, params, uses):
         split, leaves = scaled.init(key, params, uses), paths(params)
         owners = {path: owner for owner in split.train for path in _bias(owner, biases, leaves, uses)}
-        return split._replace(state={**split.state, "biases": Followed(tuple(owners.items()))})
+        return split._replace(state={**split.state, "biases": Followed(tuple(owners.items()))}) if owners else split
 
     def apply(split, key=None):
-        owners = dict(split.state["biases"].owners)
+        owners = dict(split.state["biases"].owners if "biases" in split.state else ())
         bases = {path: materialise(leaf) for path, leaf in paths(split.params).items() if path in owners}
         gains = {path: split.train[owner]["gain"] for path, owner in owners.items()}
         return replace(
