@@ -17,7 +17,15 @@ _COUNTS = (
     "encoder_ffn_dim", "decoder_ffn_dim", "num_mel_bins", "max_source_positions", "max_target_positions",
     "classifier_proj_size",
 )  # fmt: skip
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 _POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers")  # computed, so not in the files
 _SIDES = ("image_size", "patch_size")
 MOST_LAYERS = 2048  # a module of more takes hours to build

@@ -161,14 +161,15 @@ class Sight(NamedTuple):
 
 
 class WhisperDecoderLayer(nn.Module):
-    """x <- x + attention(norm(x)); x <- x + cross(norm(x), states); x <- x + mlp(norm(x)), with dropout on what is added.
+    """x <- x + attention(norm(x)); x <- x + cross(norm(x), states); x <- x + mlp(norm(x)), dropout on what is added.
 
     Args:
         attention, cross, mlp, norm: ``name -> module`` of its kinds of parts.
         dropout: rate (needs a "dropout" key); 0 outside training.
 
     Returns:
-        (x [B, T, D], (keys, values), each [B, T, H, K]); of no tokens (None) the `Memory` of ``sight.states`` alone.
+        (x [B, T, D], (keys, values), each [B, T, H, K]); of no tokens (None) the
+        `KeysValues` of ``sight.states`` alone.
     """
 
     attention: Callable[..., nn.Module]
@@ -218,9 +219,7 @@ class WhisperDecoder(nn.Module):
         if tokens_BT is None:
             return self._memory(layer, source)
         if positions is None and tokens_BT.shape[1] > sizes.length:
-            raise UserError(
-                f"whisper: {tokens_BT.shape[1]} tokens, and {sizes.length} positions; use shorter texts"
-            )
+            raise UserError(f"whisper: {tokens_BT.shape[1]} tokens, and {sizes.length} positions; use shorter texts")
         table = partial(nn.Embed, features=kind.width, dtype=kind.dtype)
         embed = table(self.vocabulary, embedding_init=nn.initializers.normal(kind.std), name="embed")
         learned = table(sizes.length, embedding_init=nn.initializers.normal(kind.std), name="positions")
