@@ -3,6 +3,8 @@
 `torch64` makes transformers' norms and buckets float64, as `test_decoders` tells.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +164,7 @@ def test_dropout_falls_where_theirs_does(torch64, scaled_dropout, rate):
     np.testing.assert_allclose(found[decoder_there], expected[decoder_there], rtol=0, atol=1e-9)
 
 
-SMALL = {"vocabulary": 13, "width": 6, "layers": 2, "heads": 2, "head_width": 5, "hidden": 7, "buckets": 6, "distance": 9}
+SMALL = {"vocabulary": 13, "width": 6, "layers": 1, "heads": 2, "head_width": 5, "hidden": 7, "buckets": 6, "distance": 9}
 TOKENS = jnp.array([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
 DECODER_TOKENS = jnp.array([[0, 3, 5, 11], [0, 7, 2, 2]])
 RANDOM = np.random.default_rng(0)
@@ -170,9 +172,14 @@ RANDOM = np.random.default_rng(0)
 
 def made(**more):
     """A small model and parameters without zeros or ones."""
-    module = T5(**SMALL | {"decoder_layers": 3} | more)
+    module = T5(**SMALL | {"decoder_layers": 2} | more)
     shapes = jax.eval_shape(module.init, jax.random.key(0), TOKENS, DECODER_TOKENS)["params"]
     return module, jax.tree.map(lambda leaf: jnp.asarray(RANDOM.normal(size=leaf.shape), jnp.float32) / 2, shapes)
+
+
+def told(module, params, *given, **more):
+    """Its logits, by one program."""
+    return jax.jit(lambda params, given, more: module.apply({"params": params}, *given, **more))(params, given, more)
 
 
 def by_hand(params, tokens, decoder_tokens):
@@ -212,13 +219,13 @@ def by_hand(params, tokens, decoder_tokens):
 def test_the_equations(more):
     """And padding says nothing to anyone, on whichever side it lies."""
     module, params = made(**more)
-    both = module.apply({"params": params}, TOKENS, DECODER_TOKENS, segments=(TOKENS != 0).astype(int))
+    both = told(module, params, TOKENS, DECODER_TOKENS, segments=(TOKENS != 0).astype(int))
     for row, count in enumerate((5, 3)):
         expected = by_hand(params, np.asarray(TOKENS[row, :count]), np.asarray(DECODER_TOKENS[row]))
         np.testing.assert_allclose(both[row], expected, rtol=2e-4, atol=2e-4)
-    left = jnp.roll(TOKENS[1:], 2, axis=1)
-    again = module.apply({"params": params}, left, DECODER_TOKENS[1:], segments=(left != 0).astype(int))
-    np.testing.assert_allclose(again[0], both[1], rtol=1e-4, atol=1e-5)
+    left = jnp.stack([TOKENS[0], jnp.roll(TOKENS[1], 2)])
+    again = told(module, params, left, DECODER_TOKENS, segments=(left != 0).astype(int))
+    np.testing.assert_allclose(again, both, rtol=1e-4, atol=1e-5)
 
 
 def stacked(params):
@@ -235,33 +242,35 @@ def test_scanned_is_unrolled_and_cached_is_whole():
     """Scanned with remat; token by token after two at once, the encoder's keys and values made once."""
     module, params = made(gated=True)
     segments = (TOKENS != 0).astype(int)
-    whole = module.apply({"params": params}, TOKENS, DECODER_TOKENS, segments=segments)
-    scanned = T5(**SMALL, decoder_layers=3, gated=True, scan_layers=True, remat=True)
+    whole = told(module, params, TOKENS, DECODER_TOKENS, segments=segments)
+    scanned = T5(**SMALL, decoder_layers=2, gated=True, scan_layers=True, remat=True)
     for its, tree in ((module, params), (scanned, stacked(params))):
-        found = its.apply({"params": tree}, TOKENS, DECODER_TOKENS, segments=segments)
-        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            told(its, tree, TOKENS, DECODER_TOKENS, segments=segments), whole, rtol=1e-5, atol=1e-5
+        )
         decoder, steps = DecoderOf(its), []
-        held = decoder.begin({"params": tree}, TOKENS, segments, length=6)
+        held = jax.jit(partial(decoder.begin, length=6))({"params": tree}, TOKENS, segments)
+        step = jax.jit(lambda tree, tokens, held: decoder.apply({"params": tree}, tokens, cache=held))  # noqa: B023
         for part in (slice(0, 2), slice(2, 3), slice(3, 4)):
-            logits, held = decoder.apply({"params": tree}, DECODER_TOKENS[:, part], cache=held)
+            logits, held = step(tree, DECODER_TOKENS[:, part], held)
             steps.append(logits)
         np.testing.assert_allclose(jnp.concatenate(steps, axis=1), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_packed_texts_do_not_see_each_other():
     module, params = made()
-    called = lambda *given, **more: module.apply({"params": params}, *map(jnp.array, given), **more)  # noqa: E731
-    one, two = called([[5, 6, 1]], [[0, 3]]), called([[7, 8, 9, 1]], [[0, 4, 2]])
+    called = lambda *given, **more: told(module, params, *map(jnp.array, given), **more)  # noqa: E731
+    alone = called([[5, 6, 1, 0], [7, 8, 9, 1]], [[0, 3, 0], [0, 4, 2]], segments=jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]]))
     segments = {"segments": jnp.array([[1, 1, 1, 2, 2, 2, 2]]), "decoder_segments": jnp.array([[1, 1, 2, 2, 2]])}
     both = called([[5, 6, 1, 7, 8, 9, 1]], [[0, 3, 0, 4, 2]], **segments)
-    np.testing.assert_allclose(both, jnp.concatenate([one, two], axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(both[0], jnp.concatenate([alone[0, :2], alone[1]]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", pytest.param("lora over int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scan", [False, True])
 def test_lifting(scan, kind):
     """`usage` sees every kernel, nothing is expanded, factored is merged: of the module as it is."""
-    module, params = made(gated=True, tied=False, scaled=False, scan_layers=scan, decoder_layers=2)
+    module, params = made(gated=True, tied=False, scaled=False, scan_layers=scan)
     fn = lambda params, *given: module.apply({"params": params}, *given)  # noqa: E731
     uses = usage(fn, params, TOKENS, DECODER_TOKENS)
     for path, found in uses.items():
@@ -297,9 +306,9 @@ BASE = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "
     ],
 )
 def test_configs_that_are_refused(fields, task, message):
-    told = {name: value for name, value in (BASE | fields).items() if value is not None}
+    config = {name: value for name, value in (BASE | fields).items() if value is not None}
     with pytest.raises(UserError, match=message):
-        FAMILIES["t5"].module({"model_type": "t5"} | told, task)
+        FAMILIES["t5"].module({"model_type": "t5"} | config, task)
 
 
 def test_what_modules_refuse():
