@@ -59,9 +59,7 @@ def slots_for(count: int, length: int | None = None) -> int:
     return length
 
 
-def padded(
-    module: Any, prompts: Sequence[Sequence[int]], max_tokens: int, task: str = "causal_lm"
-) -> Prompts:
+def padded(module: Any, prompts: Sequence[Sequence[int]], max_tokens: int, task: str = "causal_lm") -> Prompts:
     """Prompts, checked, in the smallest bucket that holds them all.
 
     Args:

@@ -23,9 +23,7 @@ from jaxbig.lift import lift
 from jaxbig.models.seq2seq import DecoderOf, Remembered
 
 
-def remember(
-    module: Any, params: Any, tokens_BP: Any, lengths_B: Any, *, slots: int, int8: bool = False
-) -> Remembered:
+def remember(module: Any, params: Any, tokens_BP: Any, lengths_B: Any, *, slots: int, int8: bool = False) -> Remembered:
     """Runs the encoder over padded prompts, whatever Weights the parameters hold.
 
     Args:

@@ -91,6 +91,8 @@ def _check_tied(at: Opened, built: Built, found: Plan) -> Plan:
 def _equal(one: Stored, other: Stored) -> bool:
     if (one.file, one.start, one.stop) == (other.file, other.start, other.stop):
         return True
-    return one.code == other.code and one.shape == other.shape and all(
-        a.tobytes() == b.tobytes() for a, b in zip(blocks(one), blocks(other), strict=True)
+    return (
+        one.code == other.code
+        and one.shape == other.shape
+        and all(a.tobytes() == b.tobytes() for a, b in zip(blocks(one), blocks(other), strict=True))
     )

@@ -101,11 +101,11 @@ class Seen(NamedTuple):
     """What each new token may see.
 
     Attributes:
-        new: bool [B, 1, T, T], of the tokens that come with it.
+        new: bool [B, 1, T, T], of the tokens that come with it; None: all, without a cache.
         old: bool [B, 1, T, S], of the cache's slots; None without a cache.
     """
 
-    new: jax.Array
+    new: Any
     old: Any = None
 
 

@@ -28,7 +28,12 @@ class Memory(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What a decoder remembers. Attributes: memory: of the encoder, the same at every step; cache: of its own tokens."""
+    """What a decoder remembers.
+
+    Attributes:
+        memory: of the encoder, the same at every step.
+        cache: of its own tokens.
+    """
 
     memory: Memory
     cache: Cache

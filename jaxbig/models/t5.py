@@ -19,7 +19,7 @@ from jaxbig.models.cache import Cache, Seen, place, seen
 from jaxbig.models.decoder import Stack, run
 from jaxbig.models.relative_positions import relative_buckets
 from jaxbig.models.seq2seq import Memory
-from jaxbig.models.t5_layer import Scale, T5Attention, T5CrossAttention, T5Layer, T5MLP, T5View
+from jaxbig.models.t5_layer import T5MLP, Scale, T5Attention, T5CrossAttention, T5Layer, T5View
 
 TASKS = ("seq2seq_lm", "features", "encoder")
 
@@ -53,8 +53,8 @@ class T5Stack(nn.Module):
         dropout: rate on the first and the last states, with ``train=True`` (needs a "dropout" key).
         scan_layers, remat: see `Encoder`.
 
-    Called as ``(x_BTD, at, seen, heard, cache, train)``; without x, only what its layers keep of the encoder's states is
-    computed.
+    Called as ``(x_BTD, at, seen, heard, cache, train)``; with `heard` alone, only what its layers keep of the encoder's
+    states is computed.
 
     Returns:
         (states [B, T, D], the cache with the tokens in it or None); without x the keys and values of `Memory`.
@@ -72,9 +72,10 @@ class T5Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Any, at: Where = Where(None), seen: Seen = Seen(None), heard: Heard = Heard(),
-        cache: Cache | None = None, train: bool = False,
+        self, x_BTD: Any = None, at: Any = None, seen: Any = None, heard: Any = None, cache: Cache | None = None,
+        train: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
+        heard = Heard() if heard is None else heard
         if x_BTD is None:
             return self._kept(heard.states)
         table = self.table(name="position_bias")
@@ -209,12 +210,12 @@ class T5(nn.Module):
     ) -> jax.Array:
         """The encoder's last states, [B, S, D]."""
         at = place(tokens_BS, positions, segments, None)
-        among = Seen(None if segments is None else mask(at, at))  # type: ignore[arg-type]
+        among = Seen(None if segments is None else mask(at, at))
         return self.encoder(self.embed(tokens_BS), at, among, train=train)[0]
 
     def memory(self, states_BSD: jax.Array, segments: Any = None) -> Memory:
         """What `decode` needs of the encoder's states, computed once."""
-        return Memory(*self.decoder(None, heard=Heard(states_BSD)), segments)
+        return Memory(*self.decoder(heard=Heard(states_BSD)), segments)
 
     def decode(
         self, tokens_BT: jax.Array, memory: Memory, positions: Any = None, segments: Any = None,

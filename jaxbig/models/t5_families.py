@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxbig.errors import UserError
 from jaxbig.models.family import Family, Tensor, field, refuse
-from jaxbig.models.t5 import TASKS, T5
+from jaxbig.models.t5 import T5, TASKS
 
 HEAD = "lm_head.weight"
 
@@ -62,7 +62,9 @@ def _hidden(config: Mapping[str, Any], default: str) -> tuple[str, bool]:
     told = config.get("feed_forward_proj", default)
     front, _, name = told.rpartition("-")
     if front not in ("", "gated"):
-        raise UserError(f"config.json: feed_forward_proj is {told!r:.60}; jaxbig's t5 knows ACTIVATION and gated-ACTIVATION")
+        raise UserError(
+            f"config.json: feed_forward_proj is {told!r:.60}; jaxbig's t5 knows ACTIVATION and gated-ACTIVATION"
+        )
     name = "gelu_new" if told == "gated-gelu" else name
     return config.get("dense_act_fn") or name, config.get("is_gated_act", front == "gated")
 
@@ -83,7 +85,9 @@ def _stack(module: T5, part: str) -> list[Tensor]:
     """Every tensor of the encoder or the decoder."""
     ours, theirs, decoder = f"{part}/layer_{{}}/", f"{part}.block.{{}}.layer.", part == "decoder"
     found = [
-        Tensor(f"{part}/position_bias/embedding", f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        Tensor(
+            f"{part}/position_bias/embedding", f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        ),
         Tensor(f"{part}/norm/scale", f"{part}.final_layer_norm.weight"),
     ]
     parts = {"attention": "0.SelfAttention"} | ({"cross": "1.EncDecAttention"} if decoder else {})

@@ -188,7 +188,7 @@ class T5Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Any, view: T5View, old: Any, number: Any) -> tuple[Any, KeysValues]:
-        cross = None if self.cross is None else self.cross(name="cross")
+        cross: Any = None if self.cross is None else self.cross(name="cross")
         if x_BTD is None and cross is not None:
             return cross(None, view, number)
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)

@@ -122,7 +122,7 @@ def test_a_text_is_what_the_whole_model_says(model):
     ended = generate(module, params, SOME, max_tokens=6, ends=[end])
     assert ended[0] == found[0][: found[0].index(end) + 1]
     parts = list(stream(module, params, SOME, max_tokens=6, chunk=4))
-    assert [sum((part[row] for part in parts), []) for row in range(2)] == found
+    assert [[token for part in parts for token in part[row]] for row in range(2)] == found
 
 
 def test_sampling_depends_on_the_key_alone(model):

@@ -27,8 +27,10 @@ def config(number):
 
 
 def theirs(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5", louder=1.0):
-    """Their model, its layers' kernels times `louder`, and its config as a dictionary; one that is not tied has a head of
-    its own, as published files do: transformers 5 ties every T5 that is made anew, whatever its config says."""
+    """Their model, its layers' kernels times `louder`, and its config as a dictionary.
+
+    One that is not tied has a head of its own, as published files do: transformers 5 ties every T5 that is made anew,
+    whatever its config says."""
     import transformers
 
     cls = getattr(transformers, kind + CLASSES[task])

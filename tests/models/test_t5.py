@@ -164,7 +164,16 @@ def test_dropout_falls_where_theirs_does(torch64, scaled_dropout, rate):
     np.testing.assert_allclose(found[decoder_there], expected[decoder_there], rtol=0, atol=1e-9)
 
 
-SMALL = {"vocabulary": 13, "width": 6, "layers": 1, "heads": 2, "head_width": 5, "hidden": 7, "buckets": 6, "distance": 9}
+SMALL = {
+    "vocabulary": 13,
+    "width": 6,
+    "layers": 1,
+    "heads": 2,
+    "head_width": 5,
+    "hidden": 7,
+    "buckets": 6,
+    "distance": 9,
+}
 TOKENS = jnp.array([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
 DECODER_TOKENS = jnp.array([[0, 3, 5, 11], [0, 7, 2, 2]])
 RANDOM = np.random.default_rng(0)
@@ -260,7 +269,9 @@ def test_scanned_is_unrolled_and_cached_is_whole():
 def test_packed_texts_do_not_see_each_other():
     module, params = made()
     called = lambda *given, **more: told(module, params, *map(jnp.array, given), **more)  # noqa: E731
-    alone = called([[5, 6, 1, 0], [7, 8, 9, 1]], [[0, 3, 0], [0, 4, 2]], segments=jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]]))
+    alone = called(
+        [[5, 6, 1, 0], [7, 8, 9, 1]], [[0, 3, 0], [0, 4, 2]], segments=jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+    )
     segments = {"segments": jnp.array([[1, 1, 1, 2, 2, 2, 2]]), "decoder_segments": jnp.array([[1, 1, 2, 2, 2]])}
     both = called([[5, 6, 1, 7, 8, 9, 1]], [[0, 3, 0, 4, 2]], **segments)
     np.testing.assert_allclose(both[0], jnp.concatenate([alone[0, :2], alone[1]]), rtol=1e-4, atol=1e-5)
@@ -325,6 +336,7 @@ def test_what_modules_refuse():
 def test_what_configs_say_of_the_head():
     """Of T5 1.0, of 1.1 as before transformers 5 and as since, and of files that say what a config does not."""
     family = FAMILIES["t5"]
+    assert family.settled is not None
     of = lambda **more: (lambda m: (m.tied, m.scaled))(family.module(BASE | more, "seq2seq_lm"))  # noqa: E731
     assert of() == of(tie_word_embeddings=True) == (True, True)
     assert of(tie_word_embeddings=False) == (False, False)
@@ -340,7 +352,9 @@ def test_what_configs_say_of_the_head():
 
 
 PUBLISHED = {
-    "T5 small": (60_506_624, {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}),
+    "T5 small": (60_506_624, {
+        "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+    }),
     "Flan-T5 base": (247_577_856, {
         "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12,
         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
