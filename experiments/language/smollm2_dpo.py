@@ -115,13 +115,14 @@ def main(config: Config) -> None:
     table = [{"when": "before", **before}, {"when": "after", **evaluate(measured, tuned, measure)}]
     results: dict[str, Any] = {"table": table, "samples": sampled(config, base, tuned, prompts)}
     results |= {"steps": steps, "base bytes": nbytes(base.params), "adapter bytes": nbytes(split.train)}
+    results |= {"pairs": len(learn["ids"]), "held-out pairs": len(held["ids"])}
     results["seconds"] = round(time.perf_counter() - since, 1)
     atomic.write(Path(config.workdir) / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     if config.record:
         told = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("workdir", "resume", "record")}
         told |= {name: Path(told[name]).name for name in ("model", "data")}
         record(RECORDS, {"settings": told, **results})
-    console.print(terminal_table(table, f"{config.held_out} held-out pairs"))
+    console.print(terminal_table(table, f"{results['held-out pairs']} held-out pairs"))
     console.print(f"adapter: {Path(config.workdir) / 'adapter'}; report: {report(config, results)}", soft_wrap=True)
 
 
@@ -183,7 +184,7 @@ def report(config: Config, results: dict[str, Any]) -> Path:
         f"{config.rank} on frozen codes. Accuracy is the share of held-out pairs whose preferred answer has "
         "the larger reward; margin is by how much. Before training all rewards are 0."
     )
-    page.table(results["table"], f"{config.held_out} held-out pairs")
+    page.table(results["table"], f"{results['held-out pairs']} held-out pairs")
     if results["samples"]:
         page.section("Held-out prompts").table(results["samples"], "The likeliest answers, before and after")
     return page.save(Path(config.workdir) / "report.html")

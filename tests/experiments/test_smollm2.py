@@ -135,7 +135,9 @@ def test_the_real_one_learns_on_its_codes(smollm2, real_data, tmp_path):
 @pytest.mark.slow
 def test_the_real_one_prefers_on_its_codes(smollm2, real_data, tmp_path):
     data = real_data("instruct_llamafactory") / "dpo_en_demo.json.gz"
-    words = ["--pairs", "4", "--held-out", "2", "--length", "128", "--samples", "1", "--max-tokens", "8"]
-    before, after = run("dpo", smollm2, data, tmp_path / "run", *words)["table"]
+    words = ["--pairs", "6", "--held-out", "4", "--length", "256", "--samples", "1", "--max-tokens", "8"]
+    results = run("dpo", smollm2, data, tmp_path / "run", *words)
+    before, after = results["table"]
+    assert 0 < results["held-out pairs"] <= 4
     assert before["loss"] == pytest.approx(np.log(2), abs=1e-3)
     assert np.isfinite(after["loss"])
