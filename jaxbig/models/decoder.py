@@ -109,6 +109,7 @@ class Head(NamedTuple):
         dropout: rate before the head of token_classification.
         dtype: of the computation.
         init: of the kernel.
+        softcap: logits l of causal_lm become ``softcap * tanh(l / softcap)``; None: they stay.
     """
 
     task: str
@@ -118,6 +119,7 @@ class Head(NamedTuple):
     dropout: float = 0.0
     dtype: Any = None
     init: Any = nn.initializers.normal(0.02)
+    softcap: float | None = None
 
     def __call__(
         self, x_BTD: jax.Array, tokens_BT: jax.Array, segments: Any, logits_at: Any = None, train: bool = False
@@ -136,13 +138,18 @@ class Head(NamedTuple):
         else:
             bias = self.task == "token_classification"
             logits = nn.Dense(self.size, use_bias=bias, dtype=self.dtype, kernel_init=self.init, name="head")(x_BTD)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return _wide(logits, self.softcap if self.task == "causal_lm" else None)
 
 
 def _against(table_VD: Any, x_BTD: jax.Array, dtype: Any) -> jax.Array:
     # `attend` multiplies with a transposed table, for which XLA:CPU has a slower loop at one row.
     x_BTD, table_VD = promote_dtype(x_BTD, table_VD, dtype=dtype)
     return jnp.einsum("...D,VD->...V", x_BTD, table_VD)
+
+
+def _wide(logits: jax.Array, softcap: float | None) -> jax.Array:
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def logits_of(module: Any, params: Any, x_BTD: jax.Array) -> jax.Array:
@@ -170,7 +177,7 @@ def logits_of(module: Any, params: Any, x_BTD: jax.Array) -> jax.Array:
     else:
         head = nn.Dense(module.vocabulary, use_bias=False, dtype=module.dtype)
         logits = head.apply({"params": params["head"]}, x_BTD)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return _wide(logits, getattr(module, "logit_softcap", None))
 
 
 def last_token(tokens_BT: jax.Array, segments: Any, pad: int | None) -> jax.Array:

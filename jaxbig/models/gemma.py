@@ -172,10 +172,9 @@ class Gemma(nn.Module):
         x_BTD, cache = run(stack, x_BTD, views, cache, at)
         x_BTD = GemmaNorm(self.eps, self.dtype, name="norm")(x_BTD)
         size = self.vocabulary if self.task == "causal_lm" else self.num_classes
-        head = Head(self.task, size, self.pad, embed if self.tied else None, self.head_dropout, self.dtype, init)
+        table = embed if self.tied else None
+        head = Head(self.task, size, self.pad, table, self.head_dropout, self.dtype, init, self.logit_softcap)
         found = head(x_BTD, tokens_BT, segments, logits_at, train)
-        if self.task == "causal_lm" and self.logit_softcap is not None:
-            found = self.logit_softcap * jnp.tanh(found / self.logit_softcap)
         return found if cache is None else (found, cache)
 
     def _layer(self, train: bool) -> Callable[[str], Callable[..., tuple[jax.Array, Any]]]:

@@ -81,10 +81,12 @@ def read(
     if how.chunk is None:
         logits_BTV, after = forward(module, params, variables, x, key, train)
         return Said(*_scored(logits_BTV, next_BT), targets_BT, after)
-    if how.chunk < 1 or not {"task", "tied", "vocabulary"} <= set(dir(module)):
+    task: Any = getattr(module, "task", None)
+    if how.chunk < 1 or task != "causal_lm":
+        told = "" if task is None else f" with the task {task!r}"
         raise UserError(
-            f"language model: chunk={how.chunk} for a {type(module).__name__}; use at least 1, and None for a module "
-            "that is no decoder of jaxbig.models"
+            f"language model: chunk={how.chunk} for a {type(module).__name__}{told}; use at least 1, and None for a "
+            'module that is no decoder of jaxbig.models with the task "causal_lm"'
         )
     states_BTD, after = forward(module.clone(task="features"), params, variables, x, key, train)
     length, size = ids_BT.shape[1], min(how.chunk, ids_BT.shape[1])

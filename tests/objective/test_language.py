@@ -10,6 +10,8 @@ from jaxbig import lift, lora, quantize, usage
 from jaxbig.data import Example, one_a_row, packed
 from jaxbig.errors import UserError
 from jaxbig.gradient import Accumulate, gradient_fn
+from jaxbig.models.bert import Bert
+from jaxbig.models.gemma import Gemma
 from jaxbig.models.gpt2 import GPT2
 from jaxbig.models.llama import Llama
 from jaxbig.objective import next_token
@@ -85,10 +87,17 @@ def test_logits_of_a_packed_row_are_those_of_single_rows():
         np.testing.assert_allclose(logits, alone[key], rtol=1e-4, atol=1e-5)
 
 
+# A cap so low that it matters at random weights.
+GEMMA = Gemma(
+    vocabulary=19, width=16, layers=1, heads=2, kv_heads=1, head_width=4, hidden=24, logit_softcap=0.05, std=0.2
+)
+
+
+@pytest.mark.parametrize("model", [LLAMA, GEMMA], ids=["llama", "gemma"])
 @pytest.mark.parametrize("chunk", [3, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 10, 99))])
-def test_chunks_are_the_whole(chunk):
-    params, rows = drawn(LLAMA), packed(examples(), 10)
-    both = (next_token(LLAMA, chunk=size) for size in (chunk, None))
+def test_chunks_are_the_whole(chunk, model):
+    params, rows = drawn(model), packed(examples(), 10)
+    both = (next_token(model, chunk=size) for size in (chunk, None))
     one, other = (
         jax.jit(lambda params, each=each: jax.value_and_grad(each, has_aux=True)(params, {}, rows, None))(params)
         for each in both
@@ -154,6 +163,9 @@ def test_any_module_and_all_tokens():
     assert aux.outputs["tokens"].tolist() == [2, 2]
     with pytest.raises(UserError, match="chunk=8 for a Bigram"):
         next_token(model, inputs="ids", answers=None, chunk=8)(params, {}, batch, None)
+    bert = Bert(vocabulary=19, width=16, layers=1, heads=2, hidden=24, length=8)
+    with pytest.raises(UserError, match="chunk=8 for a Bert with the task 'masked_lm'"):
+        next_token(bert, inputs="ids", answers=None, chunk=8)({}, {}, batch, None)
     with pytest.raises(UserError, match="no 'answers' in the batch, only ids, mask"):
         next_token(model, inputs="ids", chunk=None)(params, {}, batch, None)
 
