@@ -27,7 +27,8 @@ def _module(kind: str, config: Mapping[str, Any], task: str, **options: Any) -> 
     activation = config.get("hidden_act" if kind == ONE else "hidden_activation") or "gelu_pytorch_tanh"
     if kind == ONE and activation == "gelu":  # so the first files of Gemma 1, which mean the approximation
         activation = "gelu_pytorch_tanh"
-    cap = 50.0 if kind == TWO else None, 30.0 if kind == TWO else None
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0} if kind == TWO else {}
+    known = {} if kind == ONE else caps | dict(config)
     return Gemma(
         vocabulary=field(config, "vocab_size"),
         width=field(config, "hidden_size"),
@@ -39,8 +40,8 @@ def _module(kind: str, config: Mapping[str, Any], task: str, **options: Any) -> 
         rope=rope,
         local_rope=local_rope,
         scale=(head_width if kind == ONE else config.get("query_pre_attn_scalar", 256)) ** -0.5,
-        attention_softcap=None if kind == ONE else config.get("attn_logit_softcapping", cap[0]),
-        logit_softcap=None if kind == ONE else config.get("final_logit_softcapping", cap[1]),
+        attention_softcap=known.get("attn_logit_softcapping"),
+        logit_softcap=known.get("final_logit_softcapping"),
         post_norms=kind != ONE,
         qk_norm=kind == THREE,
         windows=() if kind == ONE else _windows(config, kind, layers),

@@ -30,8 +30,9 @@ FIELDS = {
     "qwen2 windows": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "layer_types": None},
     "qwen3": {"use_sliding_window": False, "layer_types": None},
     "gemma": {},
-    "gemma2": {"sliding_window": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 20.0,
-               "layer_types": None},
+    "gemma2": {"sliding_window": 7, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0,
+               "query_pre_attn_scalar": 2, "layer_types": None, "hidden_size": 24, "num_attention_heads": 4,
+               "num_key_value_heads": 2, "head_dim": 8},
     "gemma3_text": {"sliding_window": 5, "sliding_window_pattern": 2, "layer_types": None,
                     "rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL}},
 }  # fmt: skip

@@ -139,14 +139,17 @@ def test_a_new_head(torch64, name, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("scan", [False, True])
-def test_an_adapter_of_peft_and_its_merge(torch64, scan, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "scan"),
+    [("llama lm", False), ("llama lm", True), pytest.param("gemma2 lm", True, marks=pytest.mark.slow)],
+)
+def test_an_adapter_of_peft_and_its_merge(torch64, name, scan, tmp_path):
     """PEFT's LoRA on a model that we loaded says what PEFT says; merged and saved, transformers says it too."""
     import peft
 
     from jaxbig.hub.peft_read import read_peft
 
-    case, x = CASES["llama lm"], inputs(CASES["llama lm"])
+    case, x = CASES[name], inputs(CASES[name])
     folder = write(theirs(torch64, case), tmp_path / "base")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
