@@ -20,12 +20,12 @@ class Prompts(NamedTuple):
     """Padded prompts.
 
     Attributes:
-        tokens_BP: int32, 0 beyond a prompt's end.
-        lengths_B: int32.
+        tokens_BP: int32, 0 beyond a prompt's end; or spectrograms [B, N, F].
+        lengths_B: int32; of spectrograms None.
     """
 
-    tokens_BP: np.ndarray
-    lengths_B: np.ndarray
+    tokens_BP: Any
+    lengths_B: Any
 
 
 def bucket(count: int) -> int:
@@ -59,6 +59,20 @@ def slots_for(count: int, length: int | None = None) -> int:
     return length
 
 
+def check(module: Any, prompts: Any, max_tokens: int, task: str) -> None:
+    """Raises where nothing can be written, whatever the prompts are.
+
+    Raises:
+        UsageError: no prompts, no tokens to come, or a model for another task.
+    """
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; it has to be 1 or more")
+    if len(prompts) == 0:
+        raise UsageError("no prompts; give a list of token ids for each text")
+    if module.task != task:
+        raise UsageError(f"the model's task is {module.task!r}; texts need one with {task!r}")
+
+
 def padded(module: Any, prompts: Sequence[Sequence[int]], max_tokens: int, task: str = "causal_lm") -> Prompts:
     """Prompts, checked, in the smallest bucket that holds them all.
 
@@ -80,12 +94,7 @@ def padded(module: Any, prompts: Sequence[Sequence[int]], max_tokens: int, task:
         >>> padded(model, [[1, 2], [3]], max_tokens=4).lengths_B.tolist()
         [2, 1]
     """
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; it has to be 1 or more")
-    if len(prompts) == 0:
-        raise UsageError("no prompts; give a list of token ids for each text")
-    if module.task != task:
-        raise UsageError(f"the model's task is {module.task!r}; texts need one with {task!r}")
+    check(module, prompts, max_tokens, task)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not lengths.all():
         raise UsageError(f"prompt {int(lengths.argmin())} is empty; it needs a token to begin with, such as the BOS id")

@@ -14,8 +14,8 @@ from einops import rearrange
 from jaxbig.models.attention import attention
 
 
-class Memory(NamedTuple):
-    """What a layer remembers of the encoder's states; heads lie before states, as in `jaxbig.models.cache`.
+class KeysValues(NamedTuple):
+    """What a layer keeps of the encoder's states; heads lie before states, as in `jaxbig.models.cache`.
 
     Attributes:
         keys, values: [B, H, S, K].
@@ -36,7 +36,7 @@ class CrossAttention(nn.Module):
         std: of the initialised kernels.
         dtype: of the computation.
 
-    Called with x [B, T, D] and a `Memory`, which ``memory(states_BSD)`` makes.
+    Called with x [B, T, D] and `KeysValues`, which ``memory(states_BSD)`` makes.
 
     Returns:
         array [B, T, D].
@@ -64,20 +64,20 @@ class CrossAttention(nn.Module):
         dense = partial(nn.Dense, self.width, dtype=self.dtype, kernel_init=init)
         self.query, self.key = dense(), dense(use_bias=self.key_bias)
         self.value, self.out = dense(), dense()
+        self.drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout else None
 
-    def memory(self, states_BSD: jax.Array) -> Memory:
+    def memory(self, states_BSD: jax.Array) -> KeysValues:
         keys, values = (
             rearrange(made(states_BSD), "B S (H K) -> B H S K", H=self.heads) for made in (self.key, self.value)
         )
-        return Memory(keys, values)
+        return KeysValues(keys, values)
 
-    def __call__(self, x_BTD: jax.Array, memory: Memory) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, memory: KeysValues) -> jax.Array:
         q_BTHK = rearrange(self.query(x_BTD), "B T (H K) -> B T H K", H=self.heads)
-        dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout else None
-        return self.out(rearrange(_attended(q_BTHK, memory, dropout), "B T H K -> B T (H K)"))
+        return self.out(rearrange(_attended(q_BTHK, memory, self.drop), "B T H K -> B T (H K)"))
 
 
-def _attended(q_BTHK: jax.Array, memory: Memory, dropout: Any) -> jax.Array:
+def _attended(q_BTHK: jax.Array, memory: KeysValues, dropout: Any) -> jax.Array:
     if q_BTHK.shape[1] > 1:
         k_BSHK, v_BSHK = (rearrange(each, "B H S K -> B S H K") for each in memory)
         return attention(q_BTHK, k_BSHK, v_BSHK, dropout=dropout)

@@ -36,6 +36,7 @@ class Whisper(nn.Module):
         tied: the head of "seq2seq_lm" is the decoder's embedding.
         task: "seq2seq_lm", "audio_classification" or "features".
         num_classes: C.
+        start: id of the token that texts begin with.
         projector: width between the states and the head of "audio_classification".
         dropout, attention_dropout, activation_dropout: rates on the embeddings and on what each part of a layer adds,
             on the attention's shares, and on the hidden layers; used with ``train=True`` (need a "dropout" key).
@@ -87,6 +88,7 @@ class Whisper(nn.Module):
     tied: bool = True
     task: str = "seq2seq_lm"
     num_classes: int = 2
+    start: int = 0
     projector: int = 256
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -95,6 +97,10 @@ class Whisper(nn.Module):
     scan_layers: bool = False
     remat: bool = False
     dtype: Any = None
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.layers
 
     @property
     def kv_heads(self) -> int:
@@ -129,20 +135,23 @@ class Whisper(nn.Module):
         if (tokens_BT is None) != (self.task == "audio_classification"):
             told = "takes no tokens" if tokens_BT is not None else "needs the tokens so far, too"
             raise UserError(f"whisper: the task {self.task!r} {told}")
-        states_BSD = self.encode(x_BNF, train)
+        states_BSD = self.encode(x_BNF, train=train)
         if self.task == "audio_classification":
             return _wide(self.head(self.project(states_BSD).mean(axis=1)))
         return self.decode(tokens_BT, states_BSD, positions, segments, train=train)
 
-    def encode(self, x_BNF: jax.Array, train: bool = False) -> jax.Array:
+    def encode(self, x_BNF: jax.Array, segments: Any = None, train: bool = False) -> jax.Array:
         """The encoder's states.
 
         Args:
             x_BNF: log-mel spectrograms of up to 2 S frames.
+            segments: None; it stands where other encoders are told of padding. A Whisper hears all frames.
+            train: whether dropout is on.
 
         Returns:
             [B, ceil(N / 2), D].
         """
+        _refuse(segments)
         if x_BNF.ndim != 3 or x_BNF.shape[-1] != self.mels or not 1 <= x_BNF.shape[1] <= 2 * self.encoder_length:
             raise UserError(
                 f"whisper: spectrograms of shape {x_BNF.shape}; give [batch, frames, {self.mels}] with at most "
@@ -150,12 +159,17 @@ class Whisper(nn.Module):
             )
         return self.encoder(x_BNF, train)
 
-    def memory(self, states_BSD: jax.Array) -> Any:
+    def memory(self, states_BSD: jax.Array, segments: Any = None) -> Any:
         """Keys and values of the encoder's states, for all layers of the decoder: what `decode` needs of them.
 
+        Args:
+            states_BSD: what `encode` returns.
+            segments: None, as of `encode`.
+
         Returns:
-            of unrolled layers a tuple of L `Memory`, of scanned ones a `Memory` with a first axis of length L.
+            of unrolled layers a tuple of L `KeysValues`, of scanned ones one with a first axis of length L.
         """
+        _refuse(segments)
         return self.decoder(None, states_BSD)
 
     def decode(
@@ -185,6 +199,11 @@ class Whisper(nn.Module):
         else:
             found = _wide(self.head(x_BTD))
         return found if cache is None else (found, cache)
+
+
+def _refuse(segments: Any) -> None:
+    if segments is not None:
+        raise UserError("whisper: the encoder hears all frames, silence too; give it no segments")
 
 
 def _wide(logits: jax.Array) -> jax.Array:

@@ -37,6 +37,7 @@ def _module(config: Mapping[str, Any], task: str, **options: Any) -> Whisper:
         tied=config.get("tie_word_embeddings", True),
         task=task,
         num_classes=named if count is None else count,
+        start=config.get("decoder_start_token_id", 50257),
         projector=config.get("classifier_proj_size", 256),
         dropout=config.get("dropout", 0.0),
         attention_dropout=config.get("attention_dropout", 0.0),

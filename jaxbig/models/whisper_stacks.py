@@ -159,7 +159,8 @@ class WhisperDecoderLayer(nn.Module):
         dropout: rate (needs a "dropout" key); 0 outside training.
 
     Returns:
-        (x [B, T, D], (keys, values), each [B, T, H, K]); of no tokens (None) the `Memory` of ``sight.states`` alone.
+        (x [B, T, D], (keys, values), each [B, T, H, K]); of no tokens (None) the
+        `KeysValues` of ``sight.states`` alone.
     """
 
     attention: Callable[..., nn.Module]

@@ -32,7 +32,8 @@ FIELDS = {
 def made(torch, name, **options):
     sizes = {"num_layers": 2, "num_decoder_layers": 2, "d_model": 11, "num_heads": 3, "d_kv": 4}
     buckets = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
-    return pair(torch, config(0) | sizes | buckets | FIELDS[name], **options)
+    louder = 2.0 if name == "t5" else 1.0  # a random model with a tied table says its last token over and over
+    return pair(torch, config(0) | sizes | buckets | FIELDS[name], louder=louder, **options)
 
 
 def said(torch, model, prompts, count, **options):
@@ -75,7 +76,7 @@ def test_greedy_texts(torch64, name, scan):
         logits, held = step(held, texts[:, at : at + 1])
         steps.append(logits)
     np.testing.assert_allclose(np.concatenate(steps, axis=1), theirs, rtol=0, atol=1e-9)
-    assert len({token for text in expected for token in text}) > 4
+    assert len({token for text in expected for token in text}) > 8
     assert generate(module, params, PROMPTS, max_tokens=COUNT) == expected
 
 

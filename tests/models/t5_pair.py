@@ -26,9 +26,11 @@ def config(number):
     }  # fmt: skip
 
 
-def theirs(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5"):
-    """Their model, and its config as a dictionary; one that is not tied has a head of its own, as published files do:
-    transformers 5 ties every T5 that is made anew, whatever its config says."""
+def theirs(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5", louder=1.0):
+    """Their model, its layers' kernels times `louder`, and its config as a dictionary.
+
+    One that is not tied has a head of its own, as published files do: transformers 5 ties every T5 that is made anew,
+    whatever its config says."""
     import transformers
 
     cls = getattr(transformers, kind + CLASSES[task])
@@ -42,8 +44,9 @@ def theirs(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5"):
         model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))
     model = model.to(getattr(torch, dtype)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, dtype=parameter.dtype))
+            parameter.mul_(louder if ".block." in name and "norm" not in name else 1.0)
     told = {name: value for name, value in fields.items() if value is not None}
     return model, told | {"model_type": kind.lower(), "architectures": [cls.__name__]}
 
@@ -51,9 +54,9 @@ def theirs(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5"):
 COPIES = r"(encoder|decoder)\.embed_tokens\.weight"
 
 
-def pair(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5", **options):
+def pair(torch, fields, task="seq2seq_lm", dtype="float64", kind="T5", louder=1.0, **options):
     """(their model, our family, module and parameters)."""
-    model, told = theirs(torch, fields, task, dtype, kind)
+    model, told = theirs(torch, fields, task, dtype, kind, louder)
     family = family_of(told)
     assert family.architectures[told["architectures"][0]] == task
     module = family.module(told, task, **options)
