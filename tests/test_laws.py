@@ -54,14 +54,14 @@ def is_fast(tried) -> bool:
 
 
 TRIED = [(alone, model) for model in MODELS for alone in ALONE if model != "cnn" or alone[0] not in NOT_ON_CNN]
-over_all_and_models = pytest.mark.parametrize(
-    "tried",
-    tiers(TRIED, is_fast),
-    ids=lambda tried: f"{tried[1]}-{name_of(tried[0])}",
-)
 
 
-@over_all_and_models
+def over_all_and_models(fast=is_fast):
+    return pytest.mark.parametrize("tried", tiers(TRIED, fast), ids=lambda tried: f"{tried[1]}-{name_of(tried[0])}")
+
+
+# Prompts have a first law of their own.
+@over_all_and_models(lambda tried: is_fast(tried) or tried == (("prompt", 0), "scanned"))
 def test_law_1_identity_at_init(tried):
     alone, model = tried
     entry, _ = entry_of(alone)
@@ -110,13 +110,13 @@ def check_that_the_smallest_went(arguments, tried, uses):
         assert np.abs(old[gone]).max() <= np.abs(old[~gone]).min()
 
 
-@over_all_and_models
+@over_all_and_models()
 def test_law_2_factored_is_materialised_is_merged(tried):
     alone, model = tried
     check_factored_is_merged(trial(alone, model))
 
 
-@over_all_and_models
+@over_all_and_models()
 def test_law_3_the_base_is_safe_and_every_trained_leaf_learns(tried):
     alone, model = tried
     tried = trial(alone, model)
@@ -125,7 +125,7 @@ def test_law_3_the_base_is_safe_and_every_trained_leaf_learns(tried):
     check_every_leaf_learns(tried)
 
 
-@over_all_and_models
+@over_all_and_models()
 def test_law_4_one_trace_and_an_init_that_shapes_describe(tried):
     alone, model = tried
     tried = trial(alone, model)
@@ -219,8 +219,9 @@ def test_law_5_what_is_stacked_is_what_each_layer_would_have_been(alone):
     "saved",
     tiers(
         [(*alone, dtype) for alone in ALONE for dtype in ("float32", "bfloat16")],
-        # codes are saved and restored in a chain of `test_law_chains.py`
-        lambda saved: saved[1] == 0 and saved[0] in (("lora",) if saved[2] == "bfloat16" else ("bitfit", *HALF)),
+        lambda saved: (
+            saved[1] == 0 and saved[0] in (("lora",) if saved[2] == "bfloat16" else ("bitfit", "int4", *HALF))
+        ),
     ),
     ids=lambda saved: f"{name_of(saved)}-{saved[2]}",
 )

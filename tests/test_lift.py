@@ -286,7 +286,6 @@ print("equal")
 """
 
 
-@pytest.mark.slow
 def test_shard_map_over_eight_devices():
     result = on_devices(8, "-c", EIGHT_DEVICES)
     assert result.stdout == "equal\n", result.stderr
