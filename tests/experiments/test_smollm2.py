@@ -65,12 +65,12 @@ def told(results):
 def test_instructions_to_a_tiny_one(tiny, tmp_path, capsys):
     sums(tmp_path / "train.jsonl.gz")
     data = sums(tmp_path / "test.jsonl.gz")
-    words = ["--held-out", "6", "--length", "64", "--epochs", "8", "--lr", "0.02", "--rank", "4", "--samples", "2"]
+    words = ["--held-out", "6", "--length", "64", "--epochs", "16", "--lr", "0.03", "--rank", "4", "--samples", "2"]
     words += ["--max-tokens", "8", "--dense", "--gsm8k", str(tmp_path), "--shots", "2", "--questions", "3"]
     words += ["--answer-tokens", "8"]
     results = run("instruct", tiny, data, tmp_path / "run", *words)
     codes, dense = results["table"]
-    assert codes["drop"] > 0.1
+    assert codes["drop"] > 0.3
     # The model's weights are floats, so both runs are one.
     assert dense["drop"] == pytest.approx(codes["drop"], rel=1e-3)
     assert results["share of its drop"] == pytest.approx(1, rel=1e-3)
@@ -90,12 +90,12 @@ def test_preferences_to_a_tiny_one(tiny, tmp_path):
     data = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no no"} for i in range(20)]
     data.write_text("\n".join(map(json.dumps, pairs)))
-    words = ["--held-out", "4", "--length", "64", "--epochs", "4", "--lr", "0.01", "--rank", "4", "--samples", "2"]
+    words = ["--held-out", "4", "--length", "64", "--epochs", "12", "--lr", "0.02", "--rank", "4", "--samples", "2"]
     results = run("dpo", tiny, data, tmp_path / "run", *words, "--max-tokens", "8")
     before, after = results["table"]
     assert before["margin"] == pytest.approx(0, abs=1e-4)
     assert after["accuracy"] == 1
-    assert after["margin"] > 0.02
+    assert after["margin"] > 0.3
     assert len(results["samples"]) == 2
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 

@@ -12,7 +12,7 @@ from jaxbig.models.activation import activation, gelu
 X = np.linspace(-12, 12, 2001)
 
 
-@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float64", 1e-13, 1e-15), ("float32", 3e-7, 1e-6)])
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float64", 1e-13, 1e-15), ("float32", 3e-7, 7e-7)])
 def test_gelu_and_its_derivative(dtype, rtol, atol):
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(X, dtype)
@@ -20,7 +20,7 @@ def test_gelu_and_its_derivative(dtype, rtol, atol):
         assert gelu(x).dtype == x.dtype
         np.testing.assert_allclose(gelu(x), exact * norm.cdf(exact), rtol, atol)
         slope = norm.cdf(exact) + exact * norm.pdf(exact)
-        np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), slope, 10 * rtol, atol)
+        np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), slope, 10 * rtol, 1.5 * atol)
 
 
 def test_small_dtypes_are_rounded_once():

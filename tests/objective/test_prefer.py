@@ -15,7 +15,7 @@ from jaxbig.models.llama import Llama
 from jaxbig.objective import answer_log_p, prefer
 from jaxbig.train import Run, Task, fit
 
-MODEL = Llama(vocabulary=19, width=16, layers=1, heads=2, kv_heads=1, head_width=8, hidden=24, tied=True)
+MODEL = Llama(vocabulary=19, width=16, layers=1, heads=2, kv_heads=1, head_width=8, hidden=24, tied=True, std=0.2)
 PAIRS, LENGTH = 6, 9
 
 
@@ -83,10 +83,10 @@ def test_the_reference_is_the_tree_with_the_adapter_off(params):
     assert before["margin"] == pytest.approx(0, abs=1e-5)
     assert before["loss"] == pytest.approx(np.log(2), abs=1e-5)
     task = Task(prefer(MODEL), technique, optax.adam(1e-2), data)
-    done = fit(task, split, jax.random.key(0), Run(epochs=15, quiet=True))
+    done = fit(task, split, jax.random.key(0), Run(epochs=60, quiet=True))
     after = evaluate(measured, technique.apply(done.split), data)
     assert after["accuracy"] == 1
-    assert after["margin"] > 0.05
+    assert after["margin"] > 0.5
     assert after["chosen"] - after["rejected"] == pytest.approx(after["margin"], rel=1e-4)
     grads = gradient_fn(prefer(MODEL), technique)(split, {}, next(iter(data.epoch(0))), jax.random.key(0))[0]
     assert jax.tree.structure(grads) == jax.tree.structure(split.train)
