@@ -54,7 +54,7 @@ class Report:
     def advance(self, steps: int, examples: int, loss: float) -> None:
         """Tell that `steps` more steps with so many examples are done, the mean loss of the epoch being `loss`."""
         now = time.perf_counter()
-        rate = f"{examples / max(now - self.since, 1e-9):,.0f} examples/s"
+        rate = _rate(examples / max(now - self.since, 1e-9))
         self.since = now
         self.bar.update(self.task, advance=steps, rate=rate, loss=f"{loss:.4g}")
 
@@ -62,6 +62,10 @@ class Report:
         """One line that stays."""
         # Files and pipes have no width: a wrapped line would be two lines for whoever reads them by line.
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f} examples/s" if per_second >= 10 else f"{per_second:.2g} examples/s"
 
 
 def line_of(line: Mapping[str, Any], epochs: int, steps: int) -> str:
@@ -90,7 +94,7 @@ def line_of(line: Mapping[str, Any], epochs: int, steps: int) -> str:
     head = f"epoch {line['epoch']}/{epochs}" if whole else f"step {line['step']}/{steps}"
     rate = ""
     if "examples_per_second" in line:
-        rate = f"{line['examples_per_second']:,.0f} examples/s, {line['data_wait']:.1%} waiting for data"
+        rate = f"{_rate(line['examples_per_second'])}, {line['data_wait']:.1%} waiting for data"
     return "  ".join(part for part in (head, own, val, rate) if part)
 
 

@@ -195,7 +195,7 @@ class _Loop:
         saving = (self.saver.blocked if self.saver else 0.0) - blocked
         times = {
             "seconds": round(time.perf_counter() - since, 3),
-            "examples_per_second": round((self.done - first) * self.task.data.batch_size / stepping, 1),
+            "examples_per_second": round((self.done - first) * self.task.data.batch_size / stepping, 3),
             "data_wait": round(batches.waited / stepping, 5),
             "save_wait": round(saving / stepping, 5),
         }

@@ -41,6 +41,9 @@ def test_the_line_of_an_epoch_holds_every_metric_in_few_digits():
     line = {"epoch": 1, "step": 5, "loss": 0.0, "accuracy": 1.0, "val_loss": 1e-5, "tiny": 123456.0, "save_wait": 0.5}
     assert line_of(line, 2, 10) == "epoch 1/2  loss 0.000 accuracy 1.000 tiny 1.23e+05  val_loss 1e-05"
     assert line_of(line | {"epoch": 1.4, "step": 7}, 2, 10).startswith("step 7/10  loss 0.000")
+    rates = [line_of(line | {"examples_per_second": rate, "data_wait": 0.0}, 2, 10) for rate in (0.0423, 9.5, 2310.4)]
+    assert [told.split("  ")[-1].split(",")[0] for told in rates[:2]] == ["0.042 examples/s", "9.5 examples/s"]
+    assert "2,310 examples/s" in rates[2]
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
