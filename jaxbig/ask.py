@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxbig.errors import UserError
 from jaxbig.generate.loop import generate
 from jaxbig.generate.sampling import GREEDY, Sampling
@@ -33,8 +35,6 @@ def ask(
         UserError: the tokenizer has no chat template; a conversation and `max_tokens` are longer than the model's
             positions.
     """
-    import jax
-
     tokenizer = model.tokenizer
     ends = () if model.path is None else ends_of(model.path, model.config, tokenizer)
     prompts = [tokenizer.encode(render(tokenizer, messages), special=False) for messages in conversations]

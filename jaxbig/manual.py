@@ -138,7 +138,8 @@ usage: jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] [--top-k K
 
 Go on with PROMPT and print the whole text as it comes; tokens a second are told on standard error. PATH is a folder
 with a decoder: as Hugging Face has it, with config.json, safetensors files and a tokenizer; or a model of llama2.c with
-its tokenizer, two files *.bin. It may also be a GGUF file. Which it is, what is inside tells, not the names.
+its tokenizer, two files *.bin. It may also be a GGUF file. Which it is, what is inside tells, not the names. A T5 reads
+PROMPT and answers: of it the answer alone is printed.
 
 options:
   --max-tokens N            at most so many tokens after the prompt (default 256; never beyond the model's positions)

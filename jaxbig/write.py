@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import jax
 
 from jaxbig.errors import UsageError
-from jaxbig.generate.loop import stream
+from jaxbig.generate import loop, seq2seq
 from jaxbig.generate.sampling import Sampling, sampling
 from jaxbig.hub.text_model import TextModel, text_model
 from jaxbig.words import Words
@@ -20,6 +20,8 @@ CHUNK = 8  # steps between two looks: one step of a small model takes less time 
 
 def write(words: Sequence[str], out: TextIO | None = None) -> str:
     """Goes on with a prompt and prints the whole text as it comes; tokens a second go to standard error.
+
+    An encoder-decoder answers to a prompt: its text is printed alone.
 
     Args:
         words: those after ``jaxbig generate``.
@@ -38,7 +40,7 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
     how = how_of(options)
     model = text_model(options.path)
     ids = model.encode(options.prompt)
-    shown = Shown(sys.stdout if out is None else out, model.decode, ids, options.stop)
+    shown = Shown(sys.stdout if out is None else out, model.decode, [] if model.answers else ids, options.stop)
     return answer(model, ids, shown, options, how)
 
 
@@ -46,6 +48,7 @@ def answer(model: TextModel, ids: list[int], shown: "Shown", options: Any, how: 
     """Goes on with ids, as the options say; what comes is `shown`, and how fast is told on standard error."""
     steps = _room(model, len(ids), options.max_tokens)
     started = time.perf_counter()
+    stream = seq2seq.stream if model.answers else loop.stream
     parts = stream(
         model.module, model.params, [ids], max_tokens=steps, how=how, key=jax.random.key(options.seed),
         ends=model.ends, stop=options.stop, decoded=model.decode, int8=options.int8, chunk=CHUNK,

@@ -2,9 +2,16 @@
 
 import io
 
+import jax
 import pytest
+from byte_tokenizer import write_tokenizer
 
 from jaxbig.cli import main
+from jaxbig.errors import UsageError
+from jaxbig.generate import seq2seq
+from jaxbig.generate.sampling import sampling
+from jaxbig.hub.load import create, load
+from jaxbig.hub.save import save
 from jaxbig.write import Shown, write
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
@@ -28,6 +35,37 @@ def test_a_seed_says_what_is_drawn(stories):
     words = [stories, "The", "--max-tokens", "12", "--top-p", "0.95", "--seed"]
     one, again, other = (write([*words, seed], io.StringIO()) for seed in ("1", "1", "2"))
     assert one == again != other
+
+
+T5 = {
+    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 260, "d_model": 16, "d_kv": 8,
+    "d_ff": 24, "num_layers": 1, "num_heads": 2, "eos_token_id": 2, "initializer_factor": 3.0,
+}  # fmt: skip
+
+
+def test_an_encoder_decoder_answers(tmp_path, capsys):
+    made = create(T5)
+    folder = save(made, made.params, tmp_path / "t5")
+    write_tokenizer(folder)
+    assert main(["generate", str(folder), "a question", "--max-tokens", "12", "--seed", "3"]) == 0
+    ids = [4 + sorted_alphabet().index(letter) for letter in "a\u0120question"]
+    (expected,) = seq2seq.generate(
+        made.module, made.params, [ids], max_tokens=12, ends=[2], how=sampling(), key=jax.random.key(3)
+    )
+    assert len(set(expected)) > 2
+    assert capsys.readouterr().out.rstrip("\n") == load(folder).tokenizer.decode(expected).rstrip("\n")
+
+
+def sorted_alphabet():
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_a_model_that_hears_is_told_of(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.raises(UsageError, match="a Whisper, which hears"):
+        write([str(tmp_path), "text"])
 
 
 @pytest.mark.parametrize(

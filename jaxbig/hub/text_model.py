@@ -12,13 +12,14 @@ from jaxbig.hub.folder import CONFIG, read_json
 from jaxbig.hub.gguf import is_gguf
 from jaxbig.hub.load import load
 from jaxbig.hub.tokenizer import Tokenizer
+from jaxbig.models.families import family_of
 
 
 class TextModel(NamedTuple):
     """What it takes to go on with a text.
 
     Attributes:
-        module: a decoder.
+        module: a decoder, or an encoder-decoder that reads texts.
         params: its parameters.
         encode: text -> ids, with what begins a text.
         decode: ids -> text.
@@ -26,6 +27,7 @@ class TextModel(NamedTuple):
         positions: the longest text that the model is made for, in tokens; None: nothing says.
         kind: of the format, for people.
         talk: messages, see `jaxbig.hub.chat.render` -> ids up to where the answer begins; None: there is no template.
+        answers: what it writes is a text by itself, as an encoder-decoder's, and does not go on with the prompt.
     """
 
     module: Any
@@ -36,14 +38,15 @@ class TextModel(NamedTuple):
     positions: int | None
     kind: str
     talk: Callable[[Sequence[Mapping[str, Any]]], list[int]] | None = None
+    answers: bool = False
 
 
 def text_model(path: str | Path) -> TextModel:
     """The model that a path holds; which format it is, the files' contents say.
 
     Args:
-        path: a folder as Hugging Face has it, with a decoder and its tokenizer; one with a model of llama2.c; or a GGUF
-            file, whose codes stay codes.
+        path: a folder as Hugging Face has it, with a decoder or an encoder-decoder such as T5, and its tokenizer; one
+            with a model of llama2.c; or a GGUF file, whose codes stay codes.
 
     Returns:
         the model.
@@ -73,20 +76,29 @@ def _llama2c(path: Path) -> TextModel | None:
 
 
 def _hugging_face(path: Path) -> TextModel | None:
-    return _published(path, "Hugging Face") if (path / CONFIG).is_file() else None
+    if not (path / CONFIG).is_file():
+        return None
+    config = read_json(path / CONFIG)
+    if config.get("model_type") == "whisper":
+        raise UsageError(f"{path}: a Whisper, which hears; `jaxbig.generate.seq2seq` writes what it hears")
+    task = "seq2seq_lm" if "seq2seq_lm" in family_of(config).architectures.values() else "causal_lm"
+    return _published(path, "Hugging Face", task)
 
 
 def _gguf(path: Path) -> TextModel | None:
     return _published(path, "GGUF") if is_gguf(path) else None
 
 
-def _published(path: Path, kind: str) -> TextModel:
-    model = load(path, "causal_lm")
+def _published(path: Path, kind: str, task: str = "causal_lm") -> TextModel:
+    model = load(path, task)
     tokenizer = model.tokenizer
     positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
     ends = ends_of(path, model.config, tokenizer)
     talk = partial(_talk, tokenizer) if tokenizer.template else None
-    return TextModel(model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk)
+    answers = task == "seq2seq_lm"
+    return TextModel(
+        model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk, answers
+    )
 
 
 LENGTHS = ("max_position_embeddings", "n_positions")
