@@ -18,14 +18,8 @@ _COUNTS = (
     "classifier_proj_size", "relative_attention_num_buckets",
 )  # fmt: skip
 _LAYERS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-)
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+)  # fmt: skip
 # Computed, so not in the files.
 _POSITIONS = ("max_position_embeddings", "sliding_window", "max_window_layers", "relative_attention_max_distance")
 _SIDES = ("image_size", "patch_size")

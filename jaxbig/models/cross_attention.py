@@ -74,17 +74,39 @@ class CrossAttention(nn.Module):
 
     def __call__(self, x_BTD: jax.Array, memory: KeysValues) -> jax.Array:
         q_BTHK = rearrange(self.query(x_BTD), "B T (H K) -> B T H K", H=self.heads)
-        return self.out(rearrange(_attended(q_BTHK, memory, self.drop), "B T H K -> B T (H K)"))
+        return self.out(rearrange(across(q_BTHK, memory, dropout=self.drop), "B T H K -> B T (H K)"))
 
 
-def _attended(q_BTHK: jax.Array, memory: KeysValues, dropout: Any) -> jax.Array:
+def across(
+    q_BTHK: jax.Array, memory: Any, seen_B1TS: Any = None, scale: float | None = None, dropout: Any = None
+) -> jax.Array:
+    """``softmax(scale q k^T) v``, of queries to what is kept of an encoder's states.
+
+    Args:
+        q_BTHK: queries; one a row reads the memory as it lies, since turned it would be copied at every step.
+        memory: keys and values, each [B, H, S, K].
+        seen_B1TS: bool, which states a token may attend to; None: all.
+        scale: of the scores; None: 1 / sqrt(K).
+        dropout: ``p -> p`` on the attention's shares; None: none.
+
+    Returns:
+        array [B, T, H, K].
+
+    Example:
+        >>> q, kept = jnp.ones((1, 2, 1, 4)), (jnp.ones((1, 1, 3, 4)), jnp.ones((1, 1, 3, 4)))
+        >>> bool(jnp.allclose(across(q, kept)[:, :1], across(q[:, :1], kept)))
+        True
+    """
+    keys, values = memory
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     if q_BTHK.shape[1] > 1:
         k_BSHK, v_BSHK = (rearrange(each, "B H S K -> B S H K") for each in memory)
-        return attention(q_BTHK, k_BSHK, v_BSHK, dropout=dropout)
-    # One token reads the memory as it lies: turned, every step would copy it.
-    q_BTHK = q_BTHK * jnp.asarray(q_BTHK.shape[-1] ** -0.5, q_BTHK.dtype)
-    s_BHTS = jnp.einsum("BTHK,BHSK->BHTS", q_BTHK, memory.keys)
-    p_BHTS = jax.nn.softmax(s_BHTS.astype(jnp.promote_types(s_BHTS.dtype, jnp.float32)), axis=-1)
-    p_BHTS = p_BHTS.astype(memory.values.dtype)
+        return attention(q_BTHK, k_BSHK, v_BSHK, seen_B1TS, scale=scale, dropout=dropout)
+    q_BTHK = q_BTHK if scale == 1 else q_BTHK * jnp.asarray(scale, q_BTHK.dtype)
+    s_BHTS = jnp.einsum("BTHK,BHSK->BHTS", q_BTHK, keys.astype(q_BTHK.dtype))
+    s_BHTS = s_BHTS.astype(jnp.promote_types(s_BHTS.dtype, jnp.float32))
+    if seen_B1TS is not None:
+        s_BHTS = jnp.where(seen_B1TS, s_BHTS, jnp.finfo(s_BHTS.dtype).min)
+    p_BHTS = jax.nn.softmax(s_BHTS, axis=-1).astype(values.dtype)
     p_BHTS = p_BHTS if dropout is None else dropout(p_BHTS)
-    return jnp.einsum("BHTS,BHSK->BTHK", p_BHTS, memory.values)
+    return jnp.einsum("BHTS,BHSK->BTHK", p_BHTS, values)

@@ -1,7 +1,6 @@
 """Bicubic interpolation as torch computes it, which published position embeddings are resized by.
 
-Legend of the shape suffixes: H rows, W columns, I and J those of the result, D width, T
-positions.
+Legend of the shape suffixes: H rows, W columns, I and J those of the result, D width, T positions.
 """
 
 import jax

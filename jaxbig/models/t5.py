@@ -20,7 +20,7 @@ from jaxbig.models.decoder import Stack, run
 from jaxbig.models.family import LAYERS
 from jaxbig.models.relative_positions import relative_buckets
 from jaxbig.models.seq2seq import Memory
-from jaxbig.models.stack import scanned
+from jaxbig.models.stack import recomputed, scanned
 from jaxbig.models.t5_layer import T5MLP, Scale, T5Attention, T5CrossAttention, T5Layer, T5View
 
 TASKS = ("seq2seq_lm", "features", "encoder")
@@ -260,7 +260,7 @@ class T5(nn.Module):
         cross = partial(T5CrossAttention, self.heads, self.head_width, rate, scale) if causal else None
         mlp = partial(T5MLP, self.hidden, self.activation, self.gated, rate, scale)
         # Inside a scan the loop itself keeps XLA from merging the two forward passes.
-        layer = nn.remat(T5Layer, prevent_cse=not self.scan_layers) if remat else T5Layer
+        layer = recomputed(T5Layer, remat, self.scan_layers)
         return lambda name: layer(attention, mlp, self._norm(), cross, rate, name=name)
 
 

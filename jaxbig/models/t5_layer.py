@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 
 from jaxbig.models.activation import activation
-from jaxbig.models.attention import attention
 from jaxbig.models.cache import Seen, attend
+from jaxbig.models.cross_attention import across
 
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -110,7 +109,7 @@ class T5CrossAttention(nn.Module):
         width, inner = x_BTD.shape[-1], self.heads * self.head_width
         q_BTC = self.scale.dense(inner, (width * self.head_width) ** -0.5, "query")(x_BTD)
         q_BTHK = rearrange(q_BTC, "B T (H K) -> B T H K", H=self.heads)
-        out_BTHK = _across(q_BTHK, memory, view.across, _dropout(self.dropout))
+        out_BTHK = across(q_BTHK, memory, view.across, scale=1.0, dropout=_dropout(self.dropout))
         return self.scale.dense(width, inner**-0.5, "out")(rearrange(out_BTHK, "B T H K -> B T (H K)")), memory
 
     def _made(self, states_BSD: jax.Array) -> KeysValues:
@@ -120,20 +119,6 @@ class T5CrossAttention(nn.Module):
             for name in ("key", "value")
         )
         return keys, values
-
-
-def _across(q_BTHK: jax.Array, memory: KeysValues, seen_B1TS: Any, dropout: Any) -> jax.Array:
-    if q_BTHK.shape[1] > 1:
-        k_BSHK, v_BSHK = (jnp.swapaxes(each, 1, 2) for each in memory)
-        return attention(q_BTHK, k_BSHK, v_BSHK, seen_B1TS, scale=1.0, dropout=dropout)
-    # One token reads the memory as it lies: turned, every step would copy it.
-    s_BHTS = jnp.einsum("BTHK,BHSK->BHTS", q_BTHK, memory[0].astype(q_BTHK.dtype))
-    s_BHTS = s_BHTS.astype(jnp.promote_types(s_BHTS.dtype, jnp.float32))
-    if seen_B1TS is not None:
-        s_BHTS = jnp.where(seen_B1TS, s_BHTS, jnp.finfo(s_BHTS.dtype).min)
-    p_BHTS = jax.nn.softmax(s_BHTS, axis=-1).astype(memory[1].dtype)
-    p_BHTS = p_BHTS if dropout is None else dropout(p_BHTS)
-    return jnp.einsum("BHTS,BHSK->BTHK", p_BHTS, memory[1])
 
 
 class T5MLP(nn.Module):
