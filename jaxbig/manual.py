@@ -133,15 +133,17 @@ example: jaxbig peft list --model vit-b16 --method lora ia3 full
 """
 
 GENERATE = """\
-usage: jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed N]
-                       [--repetition-penalty R] [--stop TEXT ...] [--int8]
+usage: jaxbig generate PATH PROMPT [--base PATH] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P]
+                       [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
 Go on with PROMPT and print the whole text as it comes; tokens a second are told on standard error. PATH is a folder
 with a decoder: as Hugging Face has it, with config.json, safetensors files and a tokenizer; or a model of llama2.c with
-its tokenizer, two files *.bin. It may also be a GGUF file. Which it is, what is inside tells, not the names. A T5 reads
-PROMPT and answers: of it the answer alone is printed.
+its tokenizer, two files *.bin. It may also be a GGUF file; or the folder of a PEFT adapter or of a run, its newest
+checkpoint, over the model that was tuned. Which it is, what is inside tells, not the names. A T5 reads PROMPT and
+answers: of it the answer alone is printed.
 
 options:
+  --base PATH               the model that an adapter or a run began with, where the files do not say
   --max-tokens N            at most so many tokens after the prompt (default 256; never beyond the model's positions)
   --temperature T           0: always the likeliest token; less than 1: safer, more: more surprising (default 1)
   --top-k K                 draw from the K likeliest tokens only
@@ -156,8 +158,8 @@ example: jaxbig generate models/stories260K "Once upon a time" --max-tokens 200 
 """
 
 CHAT = """\
-usage: jaxbig chat PATH [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P] [--min-p P]
-                   [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
+usage: jaxbig chat PATH [--base PATH] [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
+                   [--min-p P] [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
 Talk with a model that has a chat template: a folder as Hugging Face has it, or a GGUF file. Every line is something
 said; what is piped in is answered line by line. `/new` begins another conversation, `/quit` or Ctrl-D ends.

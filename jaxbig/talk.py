@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from jaxbig.errors import UsageError
-from jaxbig.hub.text_model import text_model
+from jaxbig.tuned import open_text_model
 from jaxbig.write import Shown, answer, how_of, options_of
 
 USAGE = "jaxbig chat PATH [--system TEXT] [--max-tokens N] [--temperature T] ..."
@@ -33,7 +33,7 @@ def talk(words: Sequence[str], given: TextIO | None = None, out: TextIO | None =
     parser = options_of(USAGE)
     parser.add_argument("--system")
     options = parser.read(words)
-    how, model = how_of(options), text_model(options.path)
+    how, model = how_of(options), open_text_model(options.path, options.base)
     if model.talk is None:
         raise UsageError(f"{options.path}: has no chat template; `jaxbig generate` goes on with a prompt")
     lines: TextIO = sys.stdin if given is None else given

@@ -11,7 +11,8 @@ import jax
 from jaxbig.errors import UsageError
 from jaxbig.generate import loop, seq2seq
 from jaxbig.generate.sampling import Sampling, sampling
-from jaxbig.hub.text_model import TextModel, text_model
+from jaxbig.hub.text_model import TextModel
+from jaxbig.tuned import open_text_model
 from jaxbig.words import Words
 
 USAGE = "jaxbig generate PATH PROMPT [--max-tokens N] [--temperature T] ..."
@@ -38,7 +39,7 @@ def write(words: Sequence[str], out: TextIO | None = None) -> str:
     parser.add_argument("prompt")
     options = parser.read(words)
     how = how_of(options)
-    model = text_model(options.path)
+    model = open_text_model(options.path, options.base)
     ids = model.encode(options.prompt)
     shown = Shown(sys.stdout if out is None else out, model.decode, [] if model.answers else ids, options.stop)
     return answer(model, ids, shown, options, how)
@@ -76,6 +77,7 @@ def options_of(usage: str) -> Words:
     """The options that every command has that writes texts; the path comes first."""
     parser = Words(usage)
     parser.add_argument("path", type=Path)
+    parser.add_argument("--base", type=Path)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)

@@ -208,7 +208,7 @@ def trained(setting: Setting, base: Any, name: str) -> tuple[dict[str, Any], Any
     tuned = transform.apply(done.split)
     after = evaluate(measured, tuned, held)
     if on_codes:
-        adapter = Adapter(transform, done.split, {"task_type": "CAUSAL_LM"})
+        adapter = Adapter(transform, done.split, {"task_type": "CAUSAL_LM", "base_model_name_or_path": config.model})
         write_peft(Path(config.workdir) / "adapter", adapter, base.uses, base.names)
     return {
         "run": name,

@@ -11,6 +11,7 @@ from jaxbig.hub.chat import render
 from jaxbig.hub.folder import CONFIG, read_json
 from jaxbig.hub.gguf import is_gguf
 from jaxbig.hub.load import load
+from jaxbig.hub.model import Model
 from jaxbig.hub.tokenizer import Tokenizer
 from jaxbig.models.families import family_of
 
@@ -76,29 +77,43 @@ def _llama2c(path: Path) -> TextModel | None:
 
 
 def _hugging_face(path: Path) -> TextModel | None:
-    if not (path / CONFIG).is_file():
-        return None
-    config = read_json(path / CONFIG)
-    if config.get("model_type") == "whisper":
-        raise UsageError(f"{path}: a Whisper, which hears; `jaxbig.generate.seq2seq` writes what it hears")
-    task = "seq2seq_lm" if "seq2seq_lm" in family_of(config).architectures.values() else "causal_lm"
-    return _published(path, "Hugging Face", task)
+    return _published(path, "Hugging Face") if (path / CONFIG).is_file() else None
 
 
 def _gguf(path: Path) -> TextModel | None:
     return _published(path, "GGUF") if is_gguf(path) else None
 
 
-def _published(path: Path, kind: str, task: str = "causal_lm") -> TextModel:
-    model = load(path, task)
-    tokenizer = model.tokenizer
+def _published(path: Path, kind: str) -> TextModel:
+    model = load(path, task_of(path))
+    return writer(model, model.params, kind)
+
+
+def task_of(path: Path) -> str:
+    """The task of a published model that writes texts: "seq2seq_lm" of an encoder-decoder, else "causal_lm".
+
+    Raises:
+        UsageError: a model that hears.
+    """
+    config = read_json(path / CONFIG) if path.is_dir() else {"model_type": "llama"}
+    if config.get("model_type") == "whisper":
+        raise UsageError(f"{path}: a Whisper, which hears; `jaxbig.generate.seq2seq` writes what it hears")
+    return "seq2seq_lm" if "seq2seq_lm" in family_of(config).architectures.values() else "causal_lm"
+
+
+def writer(model: Model, params: Any, kind: str) -> TextModel:
+    """A published model that `jaxbig.load` gave, with these parameters, as one that writes.
+
+    Args:
+        model: of the task "causal_lm" or "seq2seq_lm", from a folder or file.
+        params: leaves may be Weights.
+        kind: of the format, for people.
+    """
+    tokenizer, answers = model.tokenizer, model.task == "seq2seq_lm"
     positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
-    ends = ends_of(path, model.config, tokenizer)
+    ends = () if model.path is None else ends_of(model.path, model.config, tokenizer)
     talk = partial(_talk, tokenizer) if tokenizer.template else None
-    answers = task == "seq2seq_lm"
-    return TextModel(
-        model.module, model.params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk, answers
-    )
+    return TextModel(model.module, params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk, answers)
 
 
 LENGTHS = ("max_position_embeddings", "n_positions")
