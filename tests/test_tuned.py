@@ -70,6 +70,7 @@ def test_an_adapter_and_its_run_write_what_the_tuned_model_writes(folder, tmp_pa
             write([str(path), *WORDS])
 
 
+@pytest.mark.slow
 def test_a_scanned_run_over_codes(folder, tmp_path):
     technique = chain(quantize("int8"), lora(rank=4))
     _, split = trained(folder, tmp_path / "run", technique, scan=True)
@@ -82,6 +83,7 @@ def test_a_scanned_run_over_codes(folder, tmp_path):
         open_text_model(tmp_path / "run", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_what_does_not_go_is_told(folder, tmp_path):
     with pytest.raises(UsageError, match="is no adapter and no run"):
         open_text_model(folder, folder)

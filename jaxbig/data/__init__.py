@@ -23,6 +23,7 @@ from jaxbig.data.table import features, read_table
 from jaxbig.data.text import columns, read_aligned, read_lines, read_records
 from jaxbig.data.texts import Texts
 from jaxbig.data.tfds import tfds_source
+from jaxbig.data.windows import windows
 
 __all__ = [
     "ArraySource",
@@ -83,4 +84,5 @@ __all__ = [
     "split_fraction",
     "split_groups",
     "tfds_source",
+    "windows",
 ]
