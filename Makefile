@@ -19,7 +19,7 @@ parity:  ## against torch, transformers and peft: pip install -e ".[parity]"
 	$(PYTHON) -m pytest -n 2 --dist loadfile -m parity
 
 slow:  ## full grids, kills, real models
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m slow
 
 quickstart:  ## the main job
 	$(PYTHON) -m jaxbig run experiments/quickstart.py
