@@ -80,7 +80,9 @@ REGISTRY: dict[str, Entry] = {
     "bottleneck": Entry(
         bottleneck, ({"size": 2}, {"size": 3, "placement": "parallel", "activation": "gelu", "scale": 4.0})
     ),
-    "prompt": Entry(prompt, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
+    "prompt": Entry(
+        prompt, ({"tokens": 2}, {"tokens": 3, "hidden": 5}, {"tokens": 3, "hidden": 4, "lstm": 2}), False, prompts=True
+    ),
     "prefix": Entry(prefix, ({"tokens": 2}, {"tokens": 3, "hidden": 5}), False, prompts=True),
     "adalora": Entry(adalora, ({"steps": 20, "rank": 3, "target": 1, "alpha": 4.0},)),
     "pissa": Entry(pissa, ({"rank": 2, "alpha": 4.0}, {"rank": 2, "niter": 2}), False, 5e-7),

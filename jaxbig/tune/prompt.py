@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +60,13 @@ def prompt(
     hidden: int | None = None,
     ids: str | None = None,
     fill: Mapping[str, float] | None = None,
+    lstm: int | None = None,
 ):
     """Trains P vectors in front of the embedded text: ``x = [prompt; E[ids]]``; the model is frozen.
 
     With `hidden` the vectors are the output of a small network, P-tuning:
-    ``prompt = relu(relu(Z W1 + b1) W2 + b2) W3 + b3``.
+    ``prompt = relu(relu(Z W1 + b1) W2 + b2) W3 + b3``; with `lstm` too, that of the paper:
+    ``prompt = relu(H W1 + b1) W2 + b2``, H [P, 2 hidden] the states of a bidirectional LSTM over Z.
 
     Args:
         tokens: P, the number of virtual tokens.
@@ -73,17 +76,19 @@ def prompt(
         ids, fill: which argument has the ids, and what stands in arrays beside them, see `jaxbig.virtual.Virtual`.
             ``prompt(20, ids="tokens", fill={"mask": 1})`` for batches with a mask of positions; the ids of a model that
             is called with them alone need no telling.
+        lstm: layers of the LSTM, each way `hidden` wide; None: there is none.
 
     Returns:
         a Transform. ``train[path] = {"prompt": [P, D]}``, or the network's ``z`` [P, D], ``w1`` [D, hidden], ``w2``
-        [hidden, hidden], ``w3`` [hidden, D] and biases. `apply` leaves the tree as it is; `wrap` puts the prompt in:
-        call ``lift(transform.wrap(split, fn))(transform.apply(split), ids)``, as the trainer does.
+        [hidden, hidden], ``w3`` [hidden, D] and biases; or ``z`` and as ``encoder`` the parameters of `PromptEncoder`.
+        `apply` leaves the tree as it is; `wrap` puts the prompt in: call
+        ``lift(transform.wrap(split, fn))(transform.apply(split), ids)``, as the trainer does.
 
     Raises:
         UsageError: no table is looked up, `where` names more than one, or one without exactly two axes.
 
     Init: the embeddings of random ids (Lester et al. found sampled vocabulary better than noise), or of `text`; the
-    network: Z normal, weights LeCun normal, biases zero.
+    network: Z normal, weights LeCun normal, an LSTM's recurrent ones orthogonal, biases zero.
 
     Cost: P D parameters; every product sees P more rows a sequence.
 
@@ -96,7 +101,8 @@ def prompt(
         [[1.0, 0.0, 2.0], [1.0, 1.0, 2.0]]
 
     Reference: Lester, Al-Rfou and Constant 2021, arXiv:2104.08691; Liu et al. 2021 (P-tuning), arXiv:2103.10385.
-    Deviations: PEFT's random start is a standard normal; its P-tuning has an LSTM too, here it is the network alone.
+    Deviations: PEFT's random start is a standard normal; torch draws its networks otherwise, and its LSTM has two
+    biases, of which only the sum counts; there is no dropout between layers.
     """
     if not isinstance(tokens, int | np.integer) or tokens < 1:
         raise UsageError(f"prompt: tokens={tokens!r}; it is a whole number of at least 1")
@@ -104,13 +110,18 @@ def prompt(
         raise UsageError("prompt: text=[]; give at least one id to start from, or None for random ones")
     if text is not None and hidden is not None:
         raise UsageError("prompt: a network (hidden=) starts from no text; give one of them")
+    if lstm is not None and (hidden is None or lstm < 1):
+        raise UsageError(f"prompt: lstm={lstm} with hidden={hidden}; give at least 1 layer, and the width of each way")
     virtual = Virtual(tokens, ids, fill or {})
 
     def init(key, params, uses):
         path, site = _table(where, params, uses)
         vocabulary, width = site.leaf.shape
         if hidden is not None:
-            return Split(params, {path: _network(key_for(key, path), tokens, width, hidden, site.dtype)}, {})
+            own = key_for(key, path)
+            if lstm is not None:
+                return Split(params, {path: _with_lstm(own, tokens, width, hidden, lstm, site.dtype)}, {})
+            return Split(params, {path: _network(own, tokens, width, hidden, site.dtype)}, {})
         if text is None:
             chosen = jax.random.randint(key_for(key, path), (tokens,), 0, vocabulary)
         else:
@@ -154,6 +165,47 @@ def _network(key: Any, tokens: int, width: int, hidden: int, dtype: Any) -> dict
     return {"z": jax.random.normal(keys[0], (tokens, width), dtype), **weights, **biases}
 
 
+class PromptEncoder(nn.Module):
+    """P-tuning's encoder: z [P, D] -> prompt [P, D], by a bidirectional LSTM and two layers.
+
+    Args:
+        width: D.
+        hidden: of the LSTM, each way.
+        lstm: its layers.
+        dtype: of parameters and computation.
+
+    Example:
+        >>> encoder, z = PromptEncoder(width=4, hidden=3, lstm=2), jnp.ones((5, 4))
+        >>> encoder.init_with_output(jax.random.key(0), z)[0].shape
+        (5, 4)
+
+    Reference: Liu et al. 2021, arXiv:2103.10385, section 3.2.
+    """
+
+    width: int
+    hidden: int
+    lstm: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_PD: jax.Array) -> jax.Array:
+        made: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.dtype}
+        h: Any = z_PD[None]
+        for i in range(self.lstm):
+            forth, back = (
+                nn.RNN(nn.OptimizedLSTMCell(self.hidden, **made, name=f"{way}_{i}")) for way in ("forth", "back")
+            )
+            h = nn.Bidirectional(forth, back)(h)
+        h = nn.relu(nn.Dense(2 * self.hidden, **made, name="up")(h[0]))
+        return nn.Dense(self.width, **made, name="down")(h)
+
+
+def _with_lstm(key: Any, tokens: int, width: int, hidden: int, lstm: int, dtype: Any) -> dict[str, Any]:
+    own, rest = jax.random.split(key)
+    z = jax.random.normal(own, (tokens, width), dtype)
+    return {"z": z, "encoder": PromptEncoder(width, hidden, lstm, dtype).init(rest, z)["params"]}
+
+
 def vectors_of(parts: Mapping[str, Any]) -> Any:
     """The prompt [P, D]: what is trained, or what the network makes of it.
 
@@ -166,6 +218,11 @@ def vectors_of(parts: Mapping[str, Any]) -> Any:
     if "prompt" in parts:
         return parts["prompt"]
     h = parts["z"]
+    if "encoder" in parts:
+        encoder = parts["encoder"]
+        lstm = sum(name.startswith("forth_") for name in encoder)
+        network = PromptEncoder(h.shape[-1], len(encoder["down"]["kernel"]) // 2, lstm, h.dtype)
+        return network.apply({"params": encoder}, h)
     for i in (1, 2):
         h = jax.nn.relu(h @ parts[f"w{i}"] + parts[f"b{i}"])
     return h @ parts["w3"] + parts["b3"]

@@ -1,6 +1,7 @@
 """Prompts and prefixes against models that are written with them, PEFT's networks, and the arguments they lengthen."""
 
 import warnings
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -118,6 +119,55 @@ def test_a_prefix_is_keys_and_values_before_those_of_the_text(causal, hidden):
         compared(prefix(P, hidden=hidden), expected, params, ids, causal)
 
 
+# Of PEFT's prompts over this model.
+SIZES: dict[str, Any] = {
+    "num_virtual_tokens": P, "token_dim": D, "num_layers": 2, "num_attention_heads": H, "task_type": "CAUSAL_LM",
+    "num_transformer_submodules": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_lstm_is_peft_s(layers):
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = pytest.importorskip("peft")
+        from peft.tuners.p_tuning import PromptEncoder
+
+        torch.manual_seed(0)
+        encoder = PromptEncoder(peft.PromptEncoderConfig(
+            encoder_reparameterization_type="LSTM", encoder_hidden_size=7, encoder_num_layers=layers,
+            encoder_dropout=0.0, **SIZES,
+        )).double()  # fmt: skip
+    of = {name: value.detach().numpy() for name, value in encoder.state_dict().items()}
+
+    def cell(i, end):
+        """Gates i, f, g, o one below the other, and two biases."""
+        into, own = (np.split(of[f"lstm_head.weight_{kind}_l{i}{end}"], 4) for kind in ("ih", "hh"))
+        bias = np.split(of[f"lstm_head.bias_ih_l{i}{end}"] + of[f"lstm_head.bias_hh_l{i}{end}"], 4)
+        gates = list(zip("ifgo", into, own, bias, strict=True))
+        return {f"i{g}": {"kernel": w.T} for g, w, _, _ in gates} | {
+            f"h{g}": {"kernel": w.T, "bias": b} for g, _, w, b in gates
+        }
+
+    ends = {"forth": "", "back": "_reverse"}
+    parts = {f"{way}_{i}": cell(i, end) for i in range(layers) for way, end in ends.items()}
+    for name, layer in (("up", 0), ("down", 2)):
+        parts[name] = {"kernel": of[f"mlp_head.{layer}.weight"].T, "bias": of[f"mlp_head.{layer}.bias"]}
+    with jax.enable_x64(True):
+        params, ids = drawn()
+        technique, fn = prompt(P, hidden=7, lstm=layers), lambda p, ids: p["table"][ids]
+        split = technique.init(jax.random.key(0), params, usage(fn, params, ids))
+        given = jax.tree.map(jnp.asarray, {"table": {"z": of["embedding.weight"], "encoder": parts}})
+        assert jax.tree.map(jnp.shape, split.train) == jax.tree.map(jnp.shape, given)
+        whole = lift(technique.wrap(split._replace(train=given), _all))
+        theirs = encoder(torch.arange(P)).detach().numpy()
+        np.testing.assert_allclose(whole(params, ids)["all"][0, :P], theirs, rtol=1e-12)
+    with pytest.raises(UsageError, match="lstm=2 with hidden=None"):
+        prompt(P, lstm=2)
+
+
 @pytest.mark.parity
 def test_the_networks_are_peft_s():
     torch = pytest.importorskip("torch")
@@ -126,13 +176,11 @@ def test_the_networks_are_peft_s():
         peft = pytest.importorskip("peft")
         from peft.tuners.p_tuning import PromptEncoder
         from peft.tuners.prefix_tuning import PrefixEncoder
-    rest = {"num_virtual_tokens": P, "token_dim": D, "num_layers": 2, "num_attention_heads": H,
-            "task_type": "CAUSAL_LM", "num_transformer_submodules": 1}  # fmt: skip
     numbers = torch.arange(P)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        encoder = PromptEncoder(peft.PromptEncoderConfig(encoder_hidden_size=7, **rest)).double()
-        other = PrefixEncoder(peft.PrefixTuningConfig(encoder_hidden_size=D, prefix_projection=True, **rest)).double()
+        encoder = PromptEncoder(peft.PromptEncoderConfig(encoder_hidden_size=7, **SIZES)).double()
+        other = PrefixEncoder(peft.PrefixTuningConfig(encoder_hidden_size=D, prefix_projection=True, **SIZES)).double()
     of = {name: value.detach().numpy() for name, value in encoder.state_dict().items()}
     with jax.enable_x64(True):
         params, ids = drawn()
