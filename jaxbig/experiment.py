@@ -43,6 +43,7 @@ def load(path: str | Path) -> Experiment:
 
     Raises:
         UsageError: there is no such file, or it has no such `Config` or `main`.
+        SyntaxError: a null byte in the file.
         Exception: whatever the file's top level raises.
 
     Example:
@@ -60,6 +61,8 @@ def load(path: str | Path) -> Experiment:
         raise UsageError(f"{path}: no such file{_near_file(path)}")
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path}: not a Python file (its name must end in .py)")
+    if b"\0" in path.read_bytes():  # a ValueError without the file's name in Python 3.11.0 to 3.11.3
+        raise SyntaxError("source code cannot contain null bytes", (str(path), None, None, None))
     name = "jaxbig_experiment_" + re.sub(r"\W", "_", path.stem)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
