@@ -125,6 +125,7 @@ def test_a_text_is_what_the_whole_model_says(model):
     assert [[token for part in parts for token in part[row]] for row in range(2)] == found
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_key_alone(model):
     module, params = model
     draw = partial(generate, module, params, max_tokens=6, how=sampling(temperature=1.0, top_k=9))

@@ -279,7 +279,7 @@ def test_packed_texts_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("kind", ["lora", pytest.param("lora over int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_lifting(scan, kind):
     """`usage` sees every kernel, nothing is expanded, factored is merged: of the module as it is."""
     module, params = made(gated=True, tied=False, scaled=False, scan_layers=scan)
