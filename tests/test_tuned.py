@@ -8,7 +8,7 @@ import optax
 import pytest
 from byte_tokenizer import write_tokenizer
 
-from jaxbig import lora, prompt, quantize
+from jaxbig import checkpoint, full, lora, prompt, quantize
 from jaxbig.data import Loader
 from jaxbig.errors import UsageError, UserError
 from jaxbig.generate.loop import generate
@@ -85,8 +85,20 @@ def test_a_scanned_run_over_codes(folder, tmp_path):
 
 @pytest.mark.slow
 def test_what_does_not_go_is_told(folder, tmp_path):
-    with pytest.raises(UsageError, match="is no adapter and no run"):
+    with pytest.raises(UsageError, match="no adapter and no complete checkpoint"):
         open_text_model(folder, folder)
+    with pytest.raises(UsageError, match="nowhere: no such file"):
+        open_text_model(tmp_path / "nowhere", folder)
+    checkpoint.save(tmp_path / "other", 0, {"w": np.zeros(2)})
+    with pytest.raises(UserError, match="none of `jaxbig"):
+        open_text_model(tmp_path / "other", folder)
+    headless = save(load(folder, "features"), load(folder, "features").params, tmp_path / "headless")
+    with pytest.raises(UserError, match="has no head/kernel, so no head to write with"):
+        open_text_model(headless)
+    technique = full("embed/.*")
+    model, split = trained(folder, tmp_path / "table", technique, scan=True)
+    opened = open_text_model(tmp_path / "table", folder)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, technique.apply(split))
     technique = prompt(tokens=3)
     model, _ = trained(folder, tmp_path / "run", technique, scan=False)
     with pytest.raises(UsageError, match="prompt is around the model"):

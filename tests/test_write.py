@@ -39,7 +39,7 @@ def test_a_seed_says_what_is_drawn(stories):
 
 T5 = {
     "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 260, "d_model": 16, "d_kv": 8,
-    "d_ff": 24, "num_layers": 1, "num_heads": 2, "eos_token_id": 2, "initializer_factor": 3.0,
+    "d_ff": 24, "num_layers": 1, "num_heads": 2, "eos_token_id": 2, "initializer_factor": 3.0, "n_positions": 8,
 }  # fmt: skip
 
 

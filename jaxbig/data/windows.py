@@ -34,6 +34,8 @@ def windows(ids: Any, length: int) -> Batch:
     ids = np.asarray(ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"windows: ids {list(ids.shape)} of {ids.dtype}; give one row of integers")
+    if len(ids) < 2:
+        raise UserError(f"windows: a text of {len(ids)} tokens; give a longer one")
     if length < 2 or len(ids) < length:
         raise UserError(f"windows: length={length} of {len(ids)} tokens; use 2 to {len(ids)}")
     count = (len(ids) - 1) // (length - 1)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxbig.errors import UsageError
+from jaxbig.errors import UsageError, UserError
 from jaxbig.hub import llama2c
 from jaxbig.hub.chat import render
 from jaxbig.hub.folder import CONFIG, read_json
@@ -108,9 +108,15 @@ def writer(model: Model, params: Any, kind: str) -> TextModel:
         model: of the task "causal_lm" or "seq2seq_lm", from a folder or file.
         params: leaves may be Weights.
         kind: of the format, for people.
+
+    Raises:
+        UserError: its head is in no file.
     """
+    if model.fresh:
+        raise UserError(f"{model.path}: has no {', '.join(model.fresh)}, so no head to write with; give a whole model")
     tokenizer, answers = model.tokenizer, model.task == "seq2seq_lm"
-    positions = next((model.config[name] for name in LENGTHS if name in model.config), None)
+    # Of an encoder-decoder a text has no positions in common with its prompt.
+    positions = None if answers else next((model.config[name] for name in LENGTHS if name in model.config), None)
     ends = () if model.path is None else ends_of(model.path, model.config, tokenizer)
     talk = partial(_talk, tokenizer) if tokenizer.template else None
     return TextModel(model.module, params, tokenizer.encode, tokenizer.decode, ends, positions, kind, talk, answers)

@@ -15,8 +15,8 @@ def gelu(x: jax.Array) -> jax.Array:
     """x Φ(x) = x (1 + erf(x / √2)) / 2, computed in float32 at least.
 
     `jax.nn.gelu` takes erfc, which keeps the relative precision of results that are nearly 0 (x < -4) and evaluates two
-    branches on every entry; this one is off by a rounding of x itself, and its forward pass is
-    quicker on CPUs (benchmarks/LOG.md).
+    branches on every entry; this one is off by a rounding of x itself, and quicker forward
+    on CPUs; with the backward pass too it is about as quick, or slower (benchmarks/LOG.md).
 
     Example:
         >>> print(gelu(jnp.array([-1.0, 0.0, 1.0])))

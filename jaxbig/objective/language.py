@@ -82,7 +82,7 @@ def read(
         logits_BTV, after = forward(module, params, variables, x, key, train)
         return Said(*_scored(logits_BTV, next_BT), targets_BT, after)
     task: Any = getattr(module, "task", None)
-    if how.chunk < 1 or task != "causal_lm":
+    if how.chunk < 1 or task != "causal_lm" or not {"tied", "vocabulary"} <= set(dir(module)):
         told = "" if task is None else f" with the task {task!r}"
         raise UserError(
             f"language model: chunk={how.chunk} for a {type(module).__name__}{told}; use at least 1, and None for a "

@@ -21,7 +21,7 @@ def test_every_token_is_predicted_once(tokens, length):
 @pytest.mark.parametrize(
     ("ids", "length", "message"),
     [(np.zeros((2, 3), int), 2, "give one row"), (np.zeros(9), 2, "of float64"), (np.arange(4), 5, "use 2 to 4"),
-     (np.arange(4), 1, "length=1")],
+     (np.arange(4), 1, "length=1"), (np.arange(1), 2, "a text of 1 tokens; give a longer one")],
 )  # fmt: skip
 def test_what_does_not_fit(ids, length, message):
     with pytest.raises(UserError, match=message):

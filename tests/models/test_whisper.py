@@ -262,9 +262,8 @@ def test_fewer_frames_and_one_token_s_logits():
     np.testing.assert_allclose(picked, whole[np.arange(2), at], atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("technique", ["lora", "lora over int8"])
-@pytest.mark.parametrize("task", ["seq2seq_lm", "audio_classification"])
+@pytest.mark.parametrize("technique", ["lora", pytest.param("lora over int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["seq2seq_lm", pytest.param("audio_classification", marks=pytest.mark.slow)])
 def test_every_kernel_stays_factored(task, technique):
     """LoRA on the module as it is: `usage` sees every kernel, nothing is expanded, factored is merged."""
     module, params, given = made(task=task, tied=False, layers=1, scan_layers=task == "seq2seq_lm")
