@@ -161,8 +161,9 @@ CHAT = """\
 usage: jaxbig chat PATH [--base PATH] [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
                    [--min-p P] [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
-Talk with a model that has a chat template: a folder as Hugging Face has it, a GGUF file, or what was tuned of them. Every line is something
-said; what is piped in is answered line by line. `/new` begins another conversation, `/quit` or Ctrl-D ends.
+Talk with a model that has a chat template: a folder as Hugging Face has it, a GGUF file, or an adapter or a run over one.
+Every line is something said; what is piped in is answered line by line. `/new` begins another conversation, `/quit` or
+Ctrl-D ends.
 
 options:
   --system TEXT             what the model is told before anything is said
