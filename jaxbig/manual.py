@@ -161,7 +161,7 @@ CHAT = """\
 usage: jaxbig chat PATH [--base PATH] [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
                    [--min-p P] [--seed N] [--repetition-penalty R] [--stop TEXT ...] [--int8]
 
-Talk with a model that has a chat template: a folder as Hugging Face has it, a GGUF file, or an adapter or a run over one.
+Talk with a model that has a chat template: a folder as Hugging Face has it, a GGUF file, an adapter or a run over one.
 Every line is something said; what is piped in is answered line by line. `/new` begins another conversation, `/quit` or
 Ctrl-D ends.
 
